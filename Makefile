@@ -1,0 +1,50 @@
+# Every target works first on a fresh machine: what needs the environment depends on its one stamp.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench gpu clean
+
+VENV  := .venv
+STAMP := $(VENV)/.stamp
+BIN   := $(VENV)/bin
+
+# The first interpreter that really starts, has a version we support and can make environments (Debian splits venv off).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+
+# Two processes with one thread each: the tests are small, and more threads a process only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## make the environment .venv (about 3 minutes and 7 GB)
+
+demo: $(STAMP) ## train Medusa on procedural rooms and show what it forgot and transferred (under 10 minutes on 2 cores)
+	$(BIN)/python -m medusa_cl.run experiment=demo
+
+test: $(STAMP) ## run the tests (not those that need a GPU)
+	$(PYTEST) -n 2
+
+check: $(STAMP) ## run ruff, mypy and the tests: what must pass before a change lands
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -n 2
+
+bench: $(STAMP) ## run every script in benchmarks/
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu: $(STAMP) ## run the GPU tests and a three-minute bf16 demo; needs a CUDA device
+	$(BIN)/pytest -m gpu
+	$(BIN)/python -m medusa_cl.run experiment=gpu
+
+clean: ## remove the environment, what was built and the tools' caches; runs/ and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one (on Debian or Ubuntu:" \
+		"apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12 install" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

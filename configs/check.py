@@ -1,0 +1,72 @@
+"""Checks overrides before anything is imported that takes seconds: an unknown name is answered by the nearest known one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medusa_cl.errors import ConfigError, nearest, unknown
+
+HERE = Path(__file__).parent
+OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(?:=(?P<value>.*))?$", re.DOTALL)
+OPEN = ("hydra", "compare")  # keys checked by hydra itself, or not at all
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the options of every configuration group."""
+    folders = sorted(path for path in HERE.iterdir() if path.is_dir())
+    return {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in folders if any(path.glob("*.yaml"))}
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse misspelt keys and unknown options.
+
+    Args:
+        arguments: The command line; options of Hydra (`-m`, `--help`, ...) are passed over.
+
+    Raises:
+        ConfigError: A key or an option is unknown; the message names the nearest known one.
+    """
+    if any(argument.startswith(("--config-dir", "-cd", "--config-path", "--config-name", "-cp", "-cn")) for argument in arguments):
+        return  # other folders bring names that are not known here
+    known = groups()
+    chosen = {group: options for group, options in known.items()}
+    keys = set(_keys(known))
+    for argument in arguments:
+        match = OVERRIDE.match(argument)
+        if argument.startswith("-") or match is None or match["sign"] in ("+", "++") or match["key"].split(".")[0] in OPEN:
+            continue
+        key = match["key"]
+        if key in chosen:
+            _check_options(key, match["value"] or "", chosen[key])
+        elif key not in keys and not any(k.startswith(f"{key}.") for k in keys):
+            raise ConfigError(f'Unknown key "{key}".{nearest(key, keys)} All keys: python -m medusa_cl.run --cfg job')
+
+
+def _check_options(group: str, value: str, options: Sequence[str]) -> None:
+    for name in re.findall(r"[\w.-]+", value):
+        if name not in options and name != "null":
+            raise ConfigError(unknown(group, name, options))
+
+
+def _keys(known: dict[str, list[str]]) -> Iterator[str]:
+    """Every key that some choice of options has."""
+    primary = OmegaConf.load(HERE / "config.yaml")
+    yield from (str(key) for key in primary if key not in ("defaults", "hydra"))
+    for group, options in known.items():
+        for option in options:
+            content = OmegaConf.to_container(OmegaConf.load(HERE / group / f"{option}.yaml"))
+            whole = "@package _global_" in (HERE / group / f"{option}.yaml").read_text(encoding="utf-8").split("\n")[0]
+            yield from _flat(content, "" if whole else f"{group}.")
+
+
+def _flat(content: Any, prefix: str) -> Iterator[str]:
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key == "defaults":
+            continue
+        yield f"{prefix}{key}"
+        yield from _flat(value, f"{prefix}{key}.")

@@ -1,0 +1,551 @@
+"""The one file format that training reads: images and dense targets in HDF5, described by the file itself.
+
+A file holds groups (`train`, `val`, `test`) and each group one dataset a field: `image` (N H W 3 uint8) and the
+targets in compact integer types, one compressed chunk an image. A dataset's attributes say how its integers become
+values (`Field`), so a reader needs no list of tasks. Besides, a group holds
+
+    digest        N 32 uint8     SHA-256 of each image's fields; its length is the number of images
+    has/<field>   N bool         only where some images lack that target
+
+Rows after the last digest belong to an interrupted append: they are not read, and the next append writes over them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet, WeakValueDictionary
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_cl.errors import DataError, MissingDataError, unknown
+
+if TYPE_CHECKING:  # torch is imported where a tensor is made: processes that only write must start fast
+    from torch import Tensor
+
+Array = NDArray[Any]
+
+FORMAT = "medusa_cl"
+VERSION = 1
+MEMORY_LIMIT = 1 << 30
+KINDS = ("image", "label", "value", "vector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """How one field's stored integers become values, and which of them mean "no label".
+
+    Attributes:
+        dtype: Stored numpy type, little-endian.
+        kind: `image` (H W 3, uint8), `label` (H W), `value` (H W) or `vector` (H W 3, unit length).
+        scale: value = stored * scale; labels and images are not scaled.
+        unit: Unit of the values, for people.
+        ignore: The stored and decoded value of a pixel without a label (a vector: all components); None = no such.
+        limit: Largest stored value that is a valid one; None = the type's.
+        classes: Names of a label's classes; may be empty.
+    """
+
+    dtype: str
+    kind: str
+    scale: float = 1.0
+    unit: str = ""
+    ignore: int | None = None
+    limit: int | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Give the type its one spelling, and refuse what the format does not have."""
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        if self.kind not in KINDS or dtype.kind not in "iu":
+            raise DataError(f"Expected an integer type and a kind of {KINDS}, but got {dtype} and {self.kind!r}.")
+        object.__setattr__(self, "dtype", dtype.str.lstrip("|"))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The shape that follows N H W in the stored dataset."""
+        return (3,) if self.kind in ("image", "vector") else ()
+
+    @property
+    def largest(self) -> int:
+        """The largest valid stored value."""
+        return int(np.iinfo(self.dtype).max) if self.limit is None else self.limit
+
+    def write(self, attributes: h5py.AttributeManager) -> None:
+        """Write the field's description as attributes of its dataset."""
+        for key, value in dataclasses.asdict(self).items():
+            if key not in ("dtype", "classes") and value is not None:
+                attributes[key] = value
+        attributes["classes"] = json.dumps(self.classes)
+
+    @classmethod
+    def read(cls, dataset: h5py.Dataset) -> Field:
+        """Read the description that `write` wrote."""
+        found = {f.name: dataset.attrs[f.name] for f in dataclasses.fields(cls) if f.name in dataset.attrs}
+        numbers = {key: int(found[key]) for key in ("ignore", "limit") if key in found}
+        return cls(
+            dtype=dataset.dtype.newbyteorder("<").str.lstrip("|"),
+            kind=str(found["kind"]),
+            scale=float(found["scale"]),
+            unit=str(found["unit"]),
+            classes=tuple(json.loads(found["classes"])),
+            **numbers,
+        )
+
+
+FIELDS: Mapping[str, Field] = {
+    "image": Field(dtype="u1", kind="image", unit="RGB"),
+    "semseg": Field(dtype="u1", kind="label", ignore=255, limit=254),
+    "human_parts": Field(dtype="u1", kind="label", ignore=255, limit=254),
+    "depth": Field(dtype="<u2", kind="value", scale=0.001, unit="m", ignore=0),
+    "normals": Field(dtype="i1", kind="vector", scale=1 / 127, ignore=0),
+    "edges": Field(dtype="u1", kind="value", ignore=255, limit=1),
+    "saliency": Field(dtype="u1", kind="value", ignore=255, limit=1),
+    "reshading": Field(dtype="u1", kind="value", scale=1 / 254, ignore=255, limit=254),
+    "instances": Field(dtype="<u2", kind="label"),
+}
+
+
+def encode(field: Field, values: Array) -> Array:
+    """Turn values into the integers stored.
+
+    Args:
+        field: The field's description.
+        values: ... H W, or ... H W 3 for images and vectors. NaN counts as ignored, as do vectors shorter than .1
+            (8-bit pictures of normals cannot hold an exact zero).
+
+    Returns:
+        The same shape in `field.dtype`.
+
+    Raises:
+        DataError: A value cannot be stored in this field.
+    """
+    if field.kind == "vector":
+        return _encode_vectors(field, values)
+    values = np.asarray(values)
+    ignored = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    if field.ignore is not None:
+        ignored |= values == field.ignore
+    stored = values if field.scale == 1 else values.astype(np.float64) / field.scale
+    stored = np.where(ignored, 0, stored)
+    stored = np.rint(stored) if stored.dtype.kind == "f" else stored
+    _refuse_outside(field, stored, ignored)
+    return np.where(ignored, field.ignore or 0, stored).astype(field.dtype)
+
+
+def _refuse_outside(field: Field, stored: Array, ignored: Array) -> None:
+    if ignored.any() and field.ignore is None:
+        raise DataError("Expected finite values, but got NaN or infinity in a field that has no ignored value.")
+    low, high = (stored.min(), stored.max()) if stored.size else (0, 0)
+    if low < 0 or high > field.largest:
+        raise DataError(
+            f"Expected values in [0, {field.largest * field.scale:g}] {field.unit} (ignored: {field.ignore}), "
+            f"but got [{low * field.scale:g}, {high * field.scale:g}]. Mark what is out of range as ignored, "
+            "or pass the writer a Field of a larger dtype or scale."
+        )
+
+
+def _encode_vectors(field: Field, values: Array) -> Array:
+    length = np.sqrt(np.sum(np.square(values, dtype=np.float64), axis=-1, keepdims=True))
+    valid = np.isfinite(length) & (length >= 0.1)
+    unit = np.where(valid, values, 0) / np.where(valid, length, 1)
+    return np.rint(unit / field.scale).astype(field.dtype)
+
+
+def decode(field: Field, stored: Array) -> Array:
+    """Turn stored integers back into values, in the same shape.
+
+    Returns:
+        uint8 images, int64 labels, float32 values (ignored ones equal to `field.ignore`) and float32 unit vectors
+        (zero where ignored).
+    """
+    if field.kind == "image":
+        return stored
+    if field.kind == "label":
+        return stored.astype(np.int64)
+    values: Array = stored.astype(np.float32) * np.float32(field.scale)
+    if field.kind == "vector":
+        length = np.sqrt(np.sum(np.square(values), axis=-1, keepdims=True))
+        values /= np.where(length > 0, length, 1)
+    elif field.ignore:  # zero stays zero under any scale
+        values[stored == field.ignore] = field.ignore
+    return values
+
+
+class HDF5Writer:
+    """Creates a file or appends to one; use it as a context manager.
+
+    Args:
+        path: The file. Its folder is made when it is missing.
+        attrs: Facts about the whole file (source, palette, intrinsics, ...), plain JSON data. An existing file must
+            have been written with the same ones.
+        fields: Descriptions of fields that are not in `FIELDS`, or that replace those.
+        classes: Class names by label field.
+
+    Raises:
+        DataError: The path holds something else, or a file with other attributes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        fields: Mapping[str, Field] | None = None,
+        classes: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.attrs = dict(attrs or {})
+        self.fields = {**FIELDS, **(fields or {})}
+        for name, names in (classes or {}).items():
+            self.fields[name] = dataclasses.replace(self.fields[name], classes=tuple(names))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._open()
+
+    def _open(self) -> h5py.File:
+        about = json.dumps(self.attrs, sort_keys=True)
+        if not self.path.exists():
+            file = h5py.File(self.path, "w")
+            file.attrs.update(format=FORMAT, version=VERSION, about=about)
+            return file
+        file = _open(self.path, "r+")
+        if file.attrs["about"] != about:
+            found = file.attrs["about"]
+            file.close()
+            raise DataError(
+                f"{self.path} was written with the attributes {found}, but {about} are to be appended. "
+                "Write to another path, or delete the file."
+            )
+        return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self._file.close()
+
+    def count(self, group: str) -> int:
+        """Return how many images the group holds; 0 where there is no such group."""
+        return len(self._file[f"{group}/digest"]) if f"{group}/digest" in self._file else 0
+
+    def append(
+        self, group: str, arrays: Mapping[str, Array], *, present: Mapping[str, Sequence[bool] | Array] | None = None
+    ) -> None:
+        """Add images at the end of a group.
+
+        Args:
+            group: `train`, `val`, `test` or any other name.
+            arrays: `{field: N H W or N H W 3}`, stored types (see `encode`); `image` is among them. A field that other
+                images of the group have may be missing: these images then lack that target.
+            present: `{field: N bools}`, which of these images have the target; a field not named is there for all.
+
+        Raises:
+            DataError: An array does not fit its field or the images before it.
+        """
+        sizes = self._check(group, arrays)
+        has = {name: np.ones(sizes, bool) for name in arrays}
+        has.update({name: np.asarray(there, bool) for name, there in (present or {}).items()})
+        digests = np.stack([self._digest(arrays, has, row) for row in range(sizes)])
+        parts = self._file.require_group(group)
+        start = self.count(group)
+        for name in sorted({*arrays, *_fields(parts)}):
+            self._extend(parts, name, start, arrays.get(name), has.get(name, np.zeros(sizes, bool)))
+        self._file.flush()
+        _put(parts, "digest", start, digests)  # last: it is what makes the rows count
+        parts.attrs["content_hash"] = _content_hash(parts["digest"][()])
+        self._file.flush()
+
+    def _check(self, group: str, arrays: Mapping[str, Array]) -> int:
+        if "image" not in arrays:
+            raise DataError(f"Expected an array `image` among those to append, but got only {sorted(arrays)}.")
+        size = arrays["image"].shape[:3]
+        for name, array in arrays.items():
+            if name not in self.fields:
+                advice = f'Pass HDF5Writer(fields={{"{name}": Field(...)}}) for a field of your own.'
+                raise DataError(f"{unknown('field', name, self.fields)} {advice}")
+            field = self.fields[name]
+            if array.dtype != np.dtype(field.dtype) or array.shape != size + field.channels or not size[0]:
+                expected = f"{np.dtype(field.dtype)} of shape {size + field.channels} (at least one image)"
+                got = f"{array.dtype} of shape {array.shape}"
+                raise DataError(f"Expected `{name}` as {expected}, but got {got}. `encode` makes the stored type.")
+            self._compare(group, name, size)
+        return int(size[0])
+
+    def _compare(self, group: str, name: str, size: tuple[int, ...]) -> None:
+        if group not in self._file or name not in _fields(self._file[group]):
+            return
+        stored = self._file[group][name]
+        before, now = (stored.shape[1:3], Field.read(stored)), (size[1:], self.fields[name])
+        if before != now:
+            raise DataError(f"{self.path}: `{name}` of group {group} holds {before}, but {now} is to be appended.")
+
+    def _digest(self, arrays: Mapping[str, Array], has: Mapping[str, Array], row: int) -> Array:
+        return _digest({name: (self.fields[name], arrays[name][row]) for name in arrays if has[name][row]})
+
+    def _extend(self, group: h5py.Group, name: str, start: int, array: Array | None, has: Array) -> None:
+        late = name not in group and start > 0  # the images before have no such target
+        if f"has/{name}" not in group and (late or not has.all()):
+            _put(group, f"has/{name}", 0, np.full(start, not late))
+        if f"has/{name}" in group:
+            _put(group, f"has/{name}", start, has)
+        if array is None:
+            group[name].resize(start + len(has), axis=0)
+        else:
+            _put(group, name, start, array)
+            self.fields[name].write(group[name].attrs)
+
+
+class HDF5Data:
+    """Reads one group of a file, whole or its first images; nothing is read twice that fits in memory.
+
+    It may be pickled and used in forked or spawned workers: each process opens the file for itself.
+
+    Args:
+        path: A file written by `HDF5Writer`.
+        group: `train`, `val`, `test` or any other that the file holds.
+        size: Use the first `size` images only; None = all.
+        tasks: Names of the targets to offer; none = all that the file has.
+        memory_limit: Hold the stored arrays in memory where image and targets take at most so many bytes.
+
+    Attributes:
+        fields: Names of the targets offered.
+        content_hash: SHA-256 over the stored bytes of all fields of the images used.
+        image_size: H, W.
+        attrs: Facts about the whole file, as given to the writer.
+
+    Raises:
+        MissingDataError: There is no such file.
+        DataError: The file is damaged or foreign, or lacks the group, the images or the targets asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        group: str,
+        size: int | None = None,
+        tasks: Sequence[str] = (),
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        self.path, self.group = Path(path), group
+        with _open(self.path, "r") as file:
+            self._read_header(file, size, tasks, memory_limit)
+        self._arrays: dict[str, Array] = {}
+        self._file: h5py.File | None = None
+        _READERS.add(self)
+
+    def _read_header(self, file: h5py.File, size: int | None, tasks: Sequence[str], memory_limit: int) -> None:
+        parts = self._group_of(file)
+        stored = len(parts["digest"])
+        self._size = stored if size is None else size
+        if not 0 < self._size <= stored:
+            raise DataError(f"{self.path}: expected a size in 1..{stored} for group {self.group}, but got {size}.")
+        names = _fields(parts)
+        for name in tasks:
+            if name not in names:
+                raise DataError(f"{self.path}, group {self.group}: {unknown('target', name, set(names) - {'image'})}")
+        self.fields = tuple(tasks) or tuple(name for name in names if name != "image")
+        self._described = {name: Field.read(parts[name]) for name in ("image", *self.fields)}
+        self._has = {name: parts["has"][name][: self._size] for name in self.fields if f"has/{name}" in parts}
+        self.content_hash = _content_hash(parts["digest"][: self._size])
+        self.image_size: tuple[int, int] = parts["image"].shape[1:3]
+        self.attrs: dict[str, Any] = json.loads(file.attrs["about"])
+        self._in_memory = sum(self._bytes_of(parts[name]) for name in self._described) <= memory_limit
+
+    def _group_of(self, file: h5py.File) -> h5py.Group:
+        if f"{self.group}/digest" not in file:
+            known = [name for name in file if f"{name}/digest" in file]
+            raise DataError(f"{self.path}: {unknown('group', self.group, known)}")
+        parts = file[self.group]
+        short = [name for name in _fields(parts) if len(parts[name]) < len(parts["digest"])]
+        if short:
+            raise DataError(f"{self.path}: {short} of group {self.group} lack images. {_REMAKE}")
+        return parts
+
+    def _bytes_of(self, dataset: h5py.Dataset) -> int:
+        return int(self._size * np.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_arrays": {}, "_file": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _READERS.add(self)
+
+    def field(self, name: str) -> Field:
+        """Return how a target (or `image`) is stored: kind, unit, ignored value, class names."""
+        if name not in self._described:
+            raise DataError(f"{self.path}, group {self.group}: {unknown('target', name, self.fields)}")
+        return self._described[name]
+
+    def has(self, name: str) -> Array:
+        """Return N bools: which images have the target."""
+        self.field(name)
+        there: Array = self._has.get(name, np.ones(self._size, bool))
+        return there
+
+    def image(self, index: int) -> Tensor:
+        """Return an image: 3 H W uint8, RGB."""
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(self._stored("image", index).transpose(2, 0, 1)))
+
+    def target(self, index: int, name: str) -> Tensor | None:
+        """Return a target, or None where the image has none.
+
+        Returns:
+            int64 H W for labels, float32 1 H W for values, float32 3 H W for unit vectors; ignored pixels hold the
+            field's `ignore` (vectors: zero).
+
+        Raises:
+            DataError: There is no such target, or its bytes are damaged.
+        """
+        import torch
+
+        field = self.field(name)
+        if name in self._has and not self._has[name][index]:
+            return None
+        values = decode(field, self._stored(name, index))
+        if field.kind == "value":
+            values = values[None]
+        elif field.channels:
+            values = np.ascontiguousarray(values.transpose(2, 0, 1))
+        return torch.from_numpy(values)
+
+    def verify(self) -> None:
+        """Read everything and compare it with the digests that were stored when it was written.
+
+        Raises:
+            DataError: Naming the group and the first image that differs or cannot be read.
+        """
+        parts = self._handle()[self.group]
+        described = {name: Field.read(parts[name]) for name in _fields(parts)}
+        for index in range(self._size):
+            there = {name for name in described if f"has/{name}" not in parts or parts["has"][name][index]}
+            arrays = {name: (described[name], self._read(name, index)) for name in there}
+            if _digest(arrays).tobytes() != parts["digest"][index].tobytes():
+                raise DataError(self._damaged(index))
+
+    def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _handle(self) -> h5py.File:
+        if self._file is None:
+            self._file = _open(self.path, "r")
+        return self._file
+
+    def _stored(self, name: str, index: int) -> Array:
+        if not 0 <= index < self._size:
+            raise IndexError(f"Expected an index in 0..{self._size - 1} for group {self.group}, but got {index}.")
+        return self._held(name)[index] if self._in_memory else self._read(name, index)
+
+    def _read(self, name: str, index: int | slice) -> Array:
+        try:
+            stored: Array = self._handle()[self.group][name][index]
+        except (OSError, KeyError) as error:
+            raise DataError(self._damaged(index)) from error
+        return stored
+
+    def _held(self, name: str) -> Array:
+        if name not in self._arrays:
+            state = self.path.stat()
+            key = (str(self.path.resolve()), state.st_mtime_ns, state.st_size, self.group, name, self._size)
+            array = _HELD.get(key)
+            if array is None:
+                array = _HELD[key] = self._read(name, slice(0, self._size))
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def _damaged(self, index: int | slice) -> str:
+        where = f"image {index}" if isinstance(index, int) else "an image"
+        return f"{self.path}: {where} of group {self.group} is damaged. {_REMAKE}"
+
+
+_REMAKE = "Delete the file and make or fetch it again."
+
+# Readers of the same stored array in one process share it (a stream opens the images once a task).
+_HELD: WeakValueDictionary[tuple[Any, ...], Array] = WeakValueDictionary()
+_READERS: WeakSet[HDF5Data] = WeakSet()
+
+
+def _close_inherited() -> None:
+    for reader in list(_READERS):
+        reader.close()  # a forked handle shares its file offset with the parent's
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _open(path: Path, mode: str) -> h5py.File:
+    """Open a file of our format, or say why that cannot be."""
+    if not path.is_file():
+        raise MissingDataError(f"Expected an HDF5 file at {path}, but there is none. Check the path, or make the file.")
+    try:
+        # Locks fail on many network file systems, and readers do not need them.
+        file = h5py.File(path, mode, locking=False if mode == "r" else None)
+    except OSError as error:
+        reason = f"{path} cannot be read as HDF5: it is cut short, of another format, or open for writing elsewhere."
+        raise DataError(f"{reason} {_REMAKE}") from error
+    found, version = file.attrs.get("format"), file.attrs.get("version", 0)
+    if found == FORMAT and version <= VERSION and "about" in file.attrs:
+        return file
+    file.close()
+    if found == FORMAT and version > VERSION:
+        raise DataError(f"{path} has version {version} of the format, newer than {VERSION}: update medusa_cl.")
+    raise DataError(f"{path} is HDF5 of another format (attribute `format`: {found!r}, not {FORMAT!r}). Convert it.")
+
+
+def _fields(group: h5py.Group) -> tuple[str, ...]:
+    return tuple(sorted(name for name in group if "kind" in group[name].attrs))
+
+
+def _put(group: h5py.Group, name: str, start: int, rows: Array) -> None:
+    """Write rows from `start` on; what stood there or after is gone."""
+    if name not in group:
+        picture: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+        group.create_dataset(
+            name,
+            shape=(0, *rows.shape[1:]),
+            maxshape=(None, *rows.shape[1:]),
+            dtype=rows.dtype,
+            chunks=(1 if rows.ndim > 2 else 1024, *rows.shape[1:]),
+            **(picture if rows.ndim > 2 else {}),
+        )
+    group[name].resize(start + len(rows), axis=0)
+    if len(rows):
+        group[name][start:] = rows
+
+
+def _digest(image: Mapping[str, tuple[Field, Array]]) -> Array:
+    """Hash one image's fields with what its numbers mean."""
+    sha = hashlib.sha256()
+    for name in sorted(image):
+        field, stored = image[name]
+        stored = np.ascontiguousarray(stored, np.dtype(field.dtype))
+        sha.update(json.dumps([name, field.dtype, stored.shape, field.kind, field.scale, field.ignore]).encode())
+        sha.update(stored.data)
+    return np.frombuffer(sha.digest(), np.uint8)
+
+
+def _content_hash(digests: Array) -> str:
+    return hashlib.sha256(digests.tobytes()).hexdigest()

@@ -1,0 +1,268 @@
+"""The rooms on disk: one HDF5 file for each image size, made on first use and grown when more are asked for."""
+
+import errno
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from medusa_cl.data.rooms.golden import GOLDEN, golden_ok
+from medusa_cl.data.rooms.render import Arrays, render_room
+from medusa_cl.data.rooms.scene import CLASSES, PALETTE
+from medusa_cl.errors import DataError, unknown
+
+VERSION = "1"
+"""Raised whenever any image changes."""
+SPLITS: dict[str, int] = {"train": 0, "val": 5_000_000, "test": 10_000_000, "confirm": 20_000_000}
+"""First index of each split: ranges, not shuffles, so that more images never change the ones before."""
+CHUNK = 16
+BYTES_PER_PIXEL = 6
+"""On disk, compressed; generous."""
+
+Progress = Callable[[int, int], None]
+Job = tuple[str, int, int]
+_log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """Where generated data lives: $MEDUSA_CL_CACHE, else ~/.cache/medusa_cl."""
+    return Path(os.environ.get("MEDUSA_CL_CACHE") or Path.home() / ".cache" / "medusa_cl").expanduser()
+
+
+def rooms_path(size: tuple[int, int]) -> Path:
+    """The file that holds rooms of this size; its name changes whenever an image would."""
+    return cache_dir() / f"rooms-{VERSION}-{size[0]}x{size[1]}-{_golden_hash()[:8]}.h5"
+
+
+def rooms_file(
+    size: tuple[int, int],
+    counts: Mapping[str, int],
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Make sure that the rooms are on disk, and say where.
+
+    Images that exist are kept; what a killed process had finished is taken up again.
+
+    Args:
+        size: Height and width in pixels.
+        counts: How many images each split needs at least.
+        progress: Called with (images made, images to make) after each few.
+        workers: Processes to use; None = the processors this process may use, 1 = none besides this one.
+
+    Returns:
+        An HDF5 file with a group for each split (see `medusa_cl.data.hdf5`).
+
+    Raises:
+        DataError: A split is unknown, a number is out of range, or the cache cannot be written.
+    """
+    size = _checked(size, counts)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A script without the guard runs again in each worker; waiting for the lock there would wait for ever.
+        raise DataError(
+            "rooms_file was called while a worker process starts: put the script under `if __name__ == \"__main__\":`."
+        )
+    path = rooms_path(size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _missing(_held(path, size) or {}, counts):
+            return path
+        with FileLock(f"{path}.lock"):
+            return _complete(path, size, counts, progress, workers)
+    except OSError as error:
+        raise DataError(_cannot_write(path, error)) from error
+
+
+def _checked(size: tuple[int, int], counts: Mapping[str, int]) -> tuple[int, int]:
+    for split, count in counts.items():
+        if split not in SPLITS:
+            raise DataError(unknown("split of rooms", split, SPLITS))
+        if not 0 <= count <= 5_000_000:
+            raise DataError(f"Expected 0 to 5000000 rooms in {split}, but got {count}.")
+    height, width = size
+    if not (8 <= height <= 4096 and 8 <= width <= 4096):
+        raise DataError(f"Expected rooms of 8 to 4096 pixels a side, but got {height} x {width}.")
+    return int(height), int(width)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    hint = "Set MEDUSA_CL_CACHE to a folder that can be written and has room."
+    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    return f"Cannot write {path}: {reason}. {hint}"
+
+
+def _golden_hash() -> str:
+    return hashlib.sha256(json.dumps(GOLDEN, sort_keys=True).encode()).hexdigest()
+
+
+def _about(size: tuple[int, int]) -> dict[str, Any]:
+    """The attributes by which a file is known as ours."""
+    return {
+        "source": "rooms",
+        "rooms_version": VERSION,
+        "golden": _golden_hash(),
+        "size": list(size),
+        "first_index": SPLITS,
+        "classes": list(CLASSES),
+        "palette": [list(colour) for colour in PALETTE],
+    }
+
+
+def _held(path: Path, size: tuple[int, int]) -> dict[str, int] | None:
+    """How many images of each split a file holds; None, with a warning, when it is damaged or not ours."""
+    import h5py  # only the process that reads and writes files needs it
+
+    if not path.exists():
+        return {}
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if json.loads(file.attrs["about"]) != _about(size):
+                _warn(f"{path} holds other data than rooms {VERSION} of this size")
+                return None
+            return {split: len(file[split]["digest"]) for split in SPLITS if split in file}
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        _warn(f"{path} is damaged ({error})")
+        return None
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"{what}. It is made again.", stacklevel=4)
+
+
+def _missing(held: Mapping[str, int], counts: Mapping[str, int]) -> list[Job]:
+    """The (split, first, last + 1) still to be made, in chunks."""
+    return [
+        (split, start, min(start + CHUNK, count))
+        for split, count in sorted(counts.items())
+        for start in range(held.get(split, 0), count, CHUNK)
+    ]
+
+
+def _complete(
+    path: Path, size: tuple[int, int], counts: Mapping[str, int], progress: Progress | None, workers: int | None
+) -> Path:
+    """Under the lock: take up what exists, make what is missing, rename."""
+    held = _held(path, size)
+    if held is not None and not _missing(held, counts):
+        return path  # another process made it while this one waited
+    part = path.with_name(path.name + ".part")
+    begun = _taken_up(part, size, held or {})
+    jobs = _missing(begun if begun is not None else held or {}, counts)
+    copied = path.stat().st_size if begun is None and held else 0
+    _check_space(path, copied + sum(stop - start for _, start, stop in jobs) * size[0] * size[1] * BYTES_PER_PIXEL)
+    if begun is None and held:
+        _copy(path, part)
+    if not golden_ok():
+        warnings.warn(
+            "This machine renders the golden rooms differently: results are not comparable with those of others.",
+            stacklevel=4,
+        )
+    _generate(part, size, jobs, progress, workers)
+    os.replace(part, path)
+    return path
+
+
+def _copy(path: Path, part: Path) -> None:
+    """Copy under another name first: a copy cut short must not look like a file begun."""
+    partial = part.with_name(part.name + ".copy")
+    shutil.copyfile(path, partial)
+    os.replace(partial, part)
+
+
+def _taken_up(part: Path, size: tuple[int, int], held: Mapping[str, int]) -> dict[str, int] | None:
+    """What a killed process left behind, if every image in it is whole and it holds all that the file holds."""
+    from medusa_cl.data.hdf5 import HDF5Data
+
+    if not part.exists():
+        return None
+    begun = _held(part, size)
+    try:
+        for split, count in (begun or {}).items():
+            if count:
+                HDF5Data(part, split).verify()
+    except (DataError, OSError, KeyError, RuntimeError) as error:
+        _warn(f"{part} is damaged ({error})")
+        begun = None
+    if begun and all(begun.get(split, 0) >= count for split, count in held.items()):
+        _log.warning("%s: going on with the %d rooms that an interrupted run left.", part, sum(begun.values()))
+        return begun
+    part.unlink()
+    return None
+
+
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DataError(
+            f"Not enough space for {path}: {needed} bytes are needed, {free} are free. "
+            "Set MEDUSA_CL_CACHE to a folder with more room, or ask for fewer or smaller images."
+        )
+
+
+def _generate(
+    part: Path, size: tuple[int, int], jobs: list[Job], progress: Progress | None, workers: int | None
+) -> None:
+    """Render the jobs and append each to the file as soon as it is its turn."""
+    from medusa_cl.data.hdf5 import HDF5Writer
+
+    done, total = 0, sum(stop - start for _, start, stop in jobs)
+    with HDF5Writer(part, _about(size), classes={"semseg": CLASSES}) as writer:
+        for (split, start, stop), arrays in zip(jobs, _rendered(jobs, size, workers), strict=True):
+            writer.append(split, arrays)
+            done += stop - start
+            if progress is not None:
+                progress(done, total)
+
+
+def render_chunk(job: Job, size: tuple[int, int]) -> Arrays:
+    """Render the rooms of one job, stacked: the function that worker processes run."""
+    split, start, stop = job
+    rooms = [render_room(SPLITS[split] + number, size) for number in range(start, stop)]
+    return {name: np.stack([room[name] for room in rooms]) for name in rooms[0]}
+
+
+def _rendered(jobs: list[Job], size: tuple[int, int], workers: int | None) -> Iterator[Arrays]:
+    """The arrays of each job, in order, from processes where that pays."""
+    workers = _processors() if workers is None else workers
+    made = 0
+    if workers > 1 and len(jobs) > 1:
+        try:
+            for arrays in _from_processes(jobs, size, min(workers, len(jobs))):
+                yield arrays
+                made += 1
+        except BrokenProcessPool:
+            # Started from a prompt or an unguarded script, spawned processes cannot import the main module.
+            _log.warning("Worker processes cannot start or were killed; going on in this process alone.")
+    for job in jobs[made:]:
+        yield render_chunk(job, size)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _from_processes(jobs: Iterable[Job], size: tuple[int, int], workers: int) -> Iterator[Arrays]:
+    """Spawned, not forked: the parent may hold threads and locks of torch. At most a few chunks wait in memory."""
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    waiting: deque[Future[Arrays]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(render_chunk, job, size))
+            if len(waiting) > 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,88 @@
+"""The loop: for each experience, train, evaluate every task learnt so far, and hand the row on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medusa_cl.data.loader import unit_image
+from medusa_cl.results import TaskMatrix
+
+if TYPE_CHECKING:
+    from medusa_cl.models.multitask import MultiTaskModel
+    from medusa_cl.scenarios.dense import DenseScenario
+    from medusa_cl.strategies.medusa import Medusa
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def learn(
+    scenario: DenseScenario,
+    strategy: Medusa,
+    *,
+    start: int = 0,
+    learnt: Callable[[int, TaskMatrix, Scores], None] = lambda k, matrix, scores: None,
+    seconds: dict[str, float] | None = None,
+) -> TaskMatrix:
+    """Learn a stream.
+
+    Args:
+        scenario: What comes when.
+        strategy: What learns.
+        start: The first experience to train on; earlier ones have been learnt (their heads were loaded).
+        learnt: Called after each experience with its number, the matrix so far and every metric of every task.
+        seconds: Filled with the seconds of training by experience ("base", then the task) and of "evaluation".
+
+    Returns:
+        The primary metric of every task after every experience, on the test split.
+    """
+    seconds = {} if seconds is None else seconds
+    matrix = TaskMatrix(scenario.groups, {name: task.higher_is_better for name, task in scenario.tasks.items()})
+    for k, experience in enumerate(scenario.train_stream):
+        if k >= start:
+            with _timed(seconds, matrix.after[k]):
+                strategy.train(experience, eval_streams=[])
+        else:
+            strategy.model.adopt(experience)
+        with _timed(seconds, "evaluation"):
+            strategy.eval(scenario.test_stream[: k + 1])
+        scores = strategy.results
+        matrix.set_row(k, {name: scores[name][scenario.tasks[name].primary] for name in scores})
+        learnt(k, matrix, scores)
+    return matrix
+
+
+class _timed:  # noqa: N801  reads as a verb
+    def __init__(self, seconds: dict[str, float], label: str) -> None:
+        self._seconds, self._label = seconds, label
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._label] = self._seconds.get(self._label, 0.0) + time.perf_counter() - self._started
+
+
+def pictures(
+    scenario: DenseScenario, model: MultiTaskModel, count: int = 4
+) -> tuple[list[Any], dict[str, list[tuple[Any, Any]]]]:
+    """Draw what the model makes of some test images, always the same ones, evenly spread.
+
+    Returns:
+        The images, H W 3 uint8, and for each task learnt (target or None, prediction) of each image, drawn alike.
+    """
+    source = scenario.data["test"]
+    indices = [i * len(source) // count for i in range(min(count, len(source)))]
+    images = torch.stack([unit_image(source, i) for i in indices])
+    device = next(model.parameters()).device
+    predictions = {name: value.cpu().numpy() for name, value in model.predict(images.to(device)).items()}
+    drawn: dict[str, list[tuple[Any, Any]]] = {}
+    for name, task in model.tasks.items():
+        targets = [source.target(i, name) for i in indices]
+        pairs = zip(targets, predictions[name], strict=True)
+        drawn[name] = [(None if t is None else task.draw(t.numpy()), task.draw(p)) for t, p in pairs]
+    rgb = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return list(rgb), drawn

@@ -1,0 +1,294 @@
+"""A backbone and one independent head for each task: a plain module, with nothing of any training framework in it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medusa_cl import tasks as known_tasks
+from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
+from medusa_cl.losses import at_size
+from medusa_cl.models import heads as known_heads
+from medusa_cl.models.backbone import Backbone, initialised_from
+from medusa_cl.models.heads import HeadFactory, HeadOutput
+from medusa_cl.randomness import generator
+from medusa_cl.tasks import DenseTask
+
+FILE_FORMAT = "medusa-cl head 1"
+PRECISIONS = ("32", "bf16")
+
+
+class MultiTaskModel(nn.Module):
+    """A shared backbone with a head for each task learnt so far; heads know nothing of each other.
+
+    Args:
+        backbone: Shared features.
+        head: Makes a task's head from the backbone's channels and the task's number of output channels.
+        precision: `32`, or `bf16` to run forward passes under autocast. Results are float32 either way.
+
+    Attributes:
+        heads: The heads by task name.
+        tasks: The tasks by name, in the order they were added.
+        frozen_heads: Names of the tasks whose heads are frozen.
+
+    Raises:
+        ConfigError: `precision` is neither.
+    """
+
+    def __init__(self, backbone: Backbone, head: HeadFactory, precision: str = "32") -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigError(unknown("precision", str(precision), PRECISIONS))
+        self.backbone = backbone
+        self.head = head
+        self.precision = precision
+        self.heads = nn.ModuleDict()
+        self.tasks: dict[str, DenseTask] = {}
+        self.frozen_heads: set[str] = set()
+
+    def add_head(self, task: DenseTask, seed: int, head: HeadFactory | None = None) -> None:
+        """Add a fresh head, initialised as a pure function of (seed, task name), whatever came before.
+
+        Args:
+            task: What the head is to predict.
+            seed: Seed of the initialisation; the global random state is neither read nor changed.
+            head: Another factory than the model's own.
+
+        Raises:
+            TaskError: A task of that name is already there.
+        """
+        self._refuse_twice(task.name)
+        with initialised_from(generator("head", seed, task.name).initial_seed()):
+            made = (head or self.head)(self.backbone.channels, task.channels)
+        self._attach(task, made)
+
+    def remove_head(self, name: str) -> None:
+        """Forget a task; nothing else changes.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        self._known(name)
+        del self.heads[name], self.tasks[name]
+        self.frozen_heads.discard(name)
+
+    def freeze_head(self, name: str) -> None:
+        """Hold a head's parameters and statistics: no gradients, eval mode under any later `train()`.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        self._known(name)
+        self.frozen_heads.add(name)
+        self.heads[name].requires_grad_(False).eval()
+
+    def freeze_backbone(self) -> None:
+        """Hold the backbone in the same way."""
+        self.backbone.freeze()
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        """Set the mode of all that is not frozen."""
+        super().train(mode)
+        for name in self.frozen_heads:
+            self.heads[name].eval()
+        return self
+
+    def parameters_of(self, name: str) -> int:
+        """Return the number of parameters that a task costs: its head's.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        self._known(name)
+        return sum(parameter.numel() for parameter in self.heads[name].parameters())
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the shared features of images B 3 H W in [0, 1]: float32, B C_s H_s W_s at strides 4, 8, 16, 32."""
+        with self._autocast(image):
+            maps = self.backbone(image)
+        return tuple(x.float() for x in maps)
+
+    def forward(
+        self,
+        image: Tensor | Sequence[Tensor],
+        tasks: Sequence[str] | Mapping[str, Tensor] | None = None,
+    ) -> dict[str, HeadOutput]:
+        """Run the heads asked for, and no others.
+
+        Args:
+            image: Images B 3 H W, float RGB in [0, 1], or the features that `features` returned for them.
+            tasks: Names of tasks, or for each the rows (int64 n) of the batch that it is to see; None for all tasks
+                on all rows. A task with zero rows is left out of the result.
+
+        Returns:
+            For each task its logits B K H/4 W/4 (of the padded image; n rows where rows were given) and the tuple of
+            its deep-supervision predictions, all float32.
+
+        Raises:
+            TaskError: A task has no head.
+        """
+        rows: Mapping[str, Tensor | None]
+        rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
+        for name in rows:
+            self._known(name)
+        features = self.features(image) if isinstance(image, Tensor) else tuple(image)
+        wanted = {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
+        return {name: self._run(name, _select(features, chosen)) for name, chosen in wanted.items()}
+
+    @torch.no_grad()
+    def predict(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Predict in each task's own form and unit, in eval mode.
+
+        Args:
+            image: Images B 3 H W, float RGB in [0, 1], any size.
+            tasks: Names of tasks; None for all.
+
+        Returns:
+            What each task's `decode` gives at the size of the image: B H W int64 classes, or B C H W float.
+
+        Raises:
+            TaskError: A task has no head.
+        """
+        size = (image.shape[-2], image.shape[-1])
+        with _evaluating(self):
+            answers = self(image, tasks)
+        return {name: self.tasks[name].decode(at_size(logits, size)) for name, (logits, _) in answers.items()}
+
+    def save_head(self, name: str, path: str | Path) -> None:
+        """Write a head to a safetensors file that also says its task, its kind and the backbone that it belongs to.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        from safetensors.torch import save_file
+
+        self._known(name)
+        head = self.heads[name]
+        metadata = {
+            "format": FILE_FORMAT,
+            "task": json.dumps(self.tasks[name].describe()),
+            "head": json.dumps({"class": type(head).__name__, "config": getattr(head, "config", {})}),
+            "backbone": json.dumps({"name": self.backbone.name, "hash": self.backbone.weights_hash()}),
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")  # a stopped process leaves no half file under the real name
+        tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+
+    def load_head(self, path: str | Path, task: DenseTask | None = None, head: HeadFactory | None = None) -> DenseTask:
+        """Add the head of a file that `save_head` wrote.
+
+        Args:
+            path: The file.
+            task: Its task, where it is not a built-in one or is to have another name; by default the file says it.
+            head: Makes the head, where it is not of a built-in kind; by default the file says its kind.
+
+        Returns:
+            The task.
+
+        Raises:
+            TaskError: A task of that name is already there, or the file's task is unknown or has other channels.
+            WeightsError: The file is missing or damaged, of an unknown kind, or belongs to another backbone.
+        """
+        tensors, metadata = _read_head(Path(path))
+        self._check_backbone(metadata["backbone"], path)
+        described = metadata["task"]
+        task = task or known_tasks.from_description(described)
+        if task.channels != described["channels"]:
+            raise TaskError(f"Expected a task of {described['channels']} channels for {path}, but got {task.channels}.")
+        self._refuse_twice(task.name)
+        made = _rebuild(metadata["head"], self.backbone.channels, task.channels, head)
+        try:
+            made.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise WeightsError(f"The weights in {path} do not fit the head they are said to be of: {error}") from error
+        self._attach(task, made)
+        return task
+
+    def _attach(self, task: DenseTask, head: nn.Module) -> None:
+        self.heads[task.name] = head.train(self.training).to(self.backbone.mean.device)
+        self.tasks[task.name] = task
+
+    def _run(self, name: str, features: tuple[Tensor, ...]) -> HeadOutput:
+        with self._autocast(features[0]):
+            logits, initial = self.heads[name](features)
+        return logits.float(), tuple(x.float() for x in initial)
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _known(self, name: str) -> None:
+        if name not in self.tasks:
+            raise TaskError(unknown("task", name, self.tasks))
+
+    def _refuse_twice(self, name: str) -> None:
+        if name in self.tasks:
+            raise TaskError(f'The model has a task "{name}" already; remove its head or rename the new task.')
+
+    def _check_backbone(self, saved: Mapping[str, str], path: str | Path) -> None:
+        here = self.backbone.weights_hash()
+        if saved["hash"] != here:
+            raise WeightsError(
+                f"The head in {path} was learnt on backbone {saved['name']} with weights {saved['hash'][:12]}, but "
+                f"this is {self.backbone.name} with weights {here[:12]}. Load it into a model with that backbone."
+            )
+
+
+def _select(features: tuple[Tensor, ...], rows: Tensor | None) -> tuple[Tensor, ...]:
+    if rows is None or _is_everything(rows, len(features[0])):
+        return features
+    return tuple(x[rows] for x in features)
+
+
+def _is_everything(rows: Tensor, batch: int) -> bool:
+    # Only looked at on the CPU: elsewhere the look would cost more than the copy that it may save.
+    return rows.device.type == "cpu" and len(rows) == batch and torch.equal(rows, torch.arange(batch))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _read_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise WeightsError(f"There is no head file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"Cannot read a head from {path}: {error}") from error
+    if metadata.get("format") != FILE_FORMAT:
+        raise WeightsError(
+            f"Expected a head file of format {FILE_FORMAT!r} in {path}, but got {metadata.get('format')!r}."
+        )
+    return tensors, {key: json.loads(metadata[key]) for key in ("task", "head", "backbone")}
+
+
+def _rebuild(saved: Mapping[str, Any], channels: Sequence[int], outputs: int, head: HeadFactory | None) -> nn.Module:
+    if head is None and saved["class"] not in known_heads.BUILT_IN:
+        raise WeightsError(
+            unknown("kind of head", saved["class"], known_heads.BUILT_IN) + " Pass head= to load your own."
+        )
+    factory = head or functools.partial(known_heads.BUILT_IN[saved["class"]], **saved["config"])
+    with initialised_from(0):  # the values are replaced; this only keeps the global random state as it was
+        return factory(channels, outputs)

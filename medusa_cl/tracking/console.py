@@ -1,0 +1,366 @@
+"""What a run says on the terminal: a header, a progress bar, and the final table read from summary.json alone."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from medusa_cl.tracking import finite, mean_transfer, reference_values
+from medusa_cl.tracking.panels import UNKNOWN, number, percent
+
+WIDTH = 120
+QUIET_SECONDS = 15.0  # between two lines of progress where there is no terminal
+NOISE = 1.0  # %; head seeds differ by 0.3 to 0.6 points, so less than this is nothing
+# Shared by the tables: no vertical lines, so that they can be pasted anywhere.
+LOOK: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "box": box.SIMPLE_HEAD,
+    "padding": (0, 1, 0, 0),
+}
+
+
+def make_console() -> Console:
+    """The console of a run: at most 120 columns, the same where there is no terminal."""
+    found = Console()
+    return Console(highlight=False, width=min(found.width, WIDTH) if found.is_terminal else WIDTH)
+
+
+def header(title: str, facts: Mapping[str, Any]) -> RenderableType:
+    """The configuration in short: a line of title, then name and value in two columns; None is left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            grid.add_row(name, Text(text))
+    return Group(Rule(Text(title, style="bold"), align="left", style="dim"), grid)
+
+
+class Bar:
+    """The progress of one stage; made by `progress`."""
+
+    def __init__(self, label: str, total: int, console: Console, bar: Progress | None, clock: Any) -> None:
+        self.label, self.total, self.done, self.images = label, total, 0, 0
+        self._console, self._bar, self._clock = console, bar, clock
+        self._started = self._said = clock()
+        self._loss: float | None = None
+        self._task: TaskID | None = None if bar is None else bar.add_task(label, total=total, rate="", loss="")
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images a second since the stage began; None before the first."""
+        seconds = self._clock() - self._started
+        return self.images / seconds if self.images and seconds > 0 else None
+
+    def advance(self, steps: int = 1, images: int = 0, loss: float | None = None) -> None:
+        """Count steps done and images seen; shows the last finite loss."""
+        self.done, self.images = self.done + steps, self.images + images
+        self._loss = finite(loss) if finite(loss) is not None else self._loss
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.done, rate=self._rate(), loss=self._loss_text())
+        elif self._clock() - self._said >= QUIET_SECONDS and self.done < self.total:
+            self._said = self._clock()
+            self._console.print(self._line())
+
+    def close(self) -> None:
+        """Say how the stage ended."""
+        seconds = self._clock() - self._started
+        self._console.print(Text(f"{self._line()}  {seconds:.1f} s"))
+
+    def _line(self) -> str:
+        width = len(str(self.total))
+        parts = [f"{self.label:<24} {self.done:>{width}}/{self.total}", f"{self._rate():>13}", self._loss_text()]
+        return "  ".join(part for part in parts if part.strip())
+
+    def _rate(self) -> str:
+        rate = self.images_per_second
+        return "" if rate is None else f"{rate:.1f} images/s"
+
+    def _loss_text(self) -> str:
+        return "" if self._loss is None else f"loss {self._loss:.4g}"
+
+
+@contextmanager
+def progress(label: str, total: int, console: Console | None = None, clock: Any = time.perf_counter) -> Iterator[Bar]:
+    """A bar with images/s and loss while the block runs; without a terminal a line every 15 s. One line remains."""
+    console = console or make_console()
+    if not console.is_terminal:
+        bar = Bar(label, total, console, None, clock)
+        yield bar
+        bar.close()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>14}"),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
+        bar = Bar(label, total, console, shown, clock)
+        yield bar
+    bar.close()
+
+
+def report(summary: Mapping[str, Any], run_dir: Path | str | None = None, ui_line: str | None = None) -> RenderableType:
+    """Everything said at the end of a run, from the dict of summary.json alone.
+
+    Args:
+        summary: the dict of summary.json; whatever is null is shown as an en dash.
+        run_dir: the run directory, to say where the pictures are.
+        ui_line: how to open the tracker's user interface.
+    """
+    parts: list[RenderableType] = [Text(), table(summary)]
+    if any(reference_values(summary).values()):
+        parts += [Text(), reference_table(summary)]
+    parts += [Text(), *(Text(line) for line in reading(summary)), Text()]
+    parts.append(_pairs(_closing(summary, run_dir, ui_line)))
+    return Group(*parts)
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The result: base tasks, then new tasks with their transfer, each with raw values and units."""
+    facts = [summary[key] for key in ("backbone", "head")]
+    title = f"{summary['strategy']} on {summary['scenario']}: {', '.join(facts)}, seed {summary['seed']}"
+    shown = Table(title=title, **LOOK)
+    shown.add_column("task", no_wrap=True)
+    shown.add_column("metric", no_wrap=True)
+    for name in ("after\nlearning", "now", "forgetting", "control\ngain", "feature\ngain", "head\ngain"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("ufl gain\n(reference)", justify="right", no_wrap=True)
+    shown.add_column("params\nadded", justify="right", no_wrap=True)
+    shown.add_column("seconds", justify="right", no_wrap=True)
+    for task in summary["base"]:
+        shown.add_row(*_row(summary, task), end_section=task == summary["base"][-1])
+    for task in summary["stream"]:
+        shown.add_row(*_row(summary, task))
+    return _with_means(shown, summary)
+
+
+def reference_table(summary: Mapping[str, Any]) -> Table:
+    """The raw values behind every percentage: what each reference reached on each new task."""
+    references = reference_values(summary)
+    names = list(dict.fromkeys(name for row in references.values() for name in row))
+    shown = Table(title="Raw values of this run, just after learning, and of its references", **LOOK)
+    for title in ("task", "metric"):
+        shown.add_column(title, no_wrap=True)
+    for name in ("this run", *names):
+        shown.add_column(textwrap.fill(name.replace("_", " "), 14), justify="right", no_wrap=True)
+    for task, row in references.items():
+        values = [_learnt(summary, task), *(finite(row.get(name)) for name in names)]
+        shown.add_row(task, _metric(summary["primary"][task]), *map(number, values))
+    return shown
+
+
+def reading(summary: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, in sentences computed from them: forgetting, whose gain it is, and what attention adds."""
+    return [line for line in (_read_forgetting(summary), _read_gain(summary), _read_control(summary)) if line]
+
+
+# ---------------------------------------------------------------- the table's cells
+
+
+def _row(summary: Mapping[str, Any], task: str) -> list[str | Text]:
+    """One task; the unit stands once, beside the metric's name."""
+    entry = summary["transfer"]["per_task"].get(task, {})
+    return [
+        task,
+        _metric(summary["primary"][task]),
+        number(_learnt(summary, task)),
+        number(finite(summary["matrix"]["values"][task][-1])),
+        _forgetting(summary, task),
+        *(_gain(entry.get(key)) for key in ("control_gain", "feature_gain", "head_gain")),
+        _ufl(entry, reference_values(summary).get(task, {}).get("frozen_plain")),
+        _count((summary["cost"].get("params_added") or {}).get(task)),
+        _seconds(summary, task),
+    ]
+
+
+def _seconds(summary: Mapping[str, Any], task: str) -> str:
+    """Training seconds; the base tasks were learnt together, so only the first of them shows a number."""
+    base = summary["base"]
+    if task in base[1:]:
+        return "joint"
+    seconds = finite((summary["cost"].get("train_seconds") or {}).get("base" if task in base else task))
+    return UNKNOWN if seconds is None else f"{seconds:.1f}"
+
+
+def _with_means(shown: Table, summary: Mapping[str, Any]) -> Table:
+    """The last line: means over the new tasks, and the totals."""
+    transfer, cost = summary["transfer"], summary["cost"]
+    seconds = [value for value in map(finite, (cost.get("train_seconds") or {}).values()) if value is not None]
+    mean = finite((summary.get("forgetting_percent") or {}).get("mean"))
+    footer: list[str | Text] = [
+        "mean, total", "", "", "",
+        UNKNOWN if mean is None else _loss(mean),
+        *(_gain(transfer.get(key)) for key in ("control_gain", "feature_gain", "head_gain", "ufl_gain")),
+        _count(cost.get("params_total")),
+        f"{sum(seconds):.1f}" if seconds else UNKNOWN,
+    ]  # fmt: skip
+    for column, text in zip(shown.columns, footer, strict=True):
+        column.footer = text
+    shown.show_footer = True
+    return shown
+
+
+def _metric(primary: Mapping[str, Any]) -> str:
+    unit = {"deg": "°", "": ""}.get(primary["unit"], primary["unit"])
+    return " ".join(filter(None, (primary["metric"], unit, "↑" if primary["higher_is_better"] else "↓")))
+
+
+def _learnt(summary: Mapping[str, Any], task: str) -> float | None:
+    values = (finite(value) for value in summary["matrix"]["values"][task])
+    return next((value for value in values if value is not None), None)
+
+
+def _forgetting(summary: Mapping[str, Any], task: str) -> str | Text:
+    """0 is said as 0 only when it is exactly that; the last task cannot have been forgotten yet."""
+    lost = finite((summary.get("forgetting_percent") or {}).get(task))
+    if lost is None:
+        return number(finite(summary["forgetting"].get(task)))
+    return _loss(lost)
+
+
+def _loss(lost: float) -> str | Text:
+    if lost == 0:
+        return Text("0", style="green")
+    return Text(percent(lost) if abs(lost) >= 0.05 else f"{lost:+.1e} %", style="red" if lost > NOISE else "")
+
+
+def _gain(value: Any) -> Text:
+    gain = finite(value)
+    style = "dim" if gain is None or abs(gain) < NOISE else "green" if gain > 0 else "red"
+    return Text(percent(gain), style=style)
+
+
+def _ufl(entry: Mapping[str, Any], reference: float | None) -> Text:
+    text = _gain(entry.get("gain"))
+    if reference is not None:
+        text.append(f" ({number(reference)})", style="dim")
+    return text
+
+
+def _count(count: Any) -> str:
+    value = finite(count)
+    if value is None:
+        return UNKNOWN
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+
+
+# ---------------------------------------------------------------- the sentences
+
+
+def _read_forgetting(summary: Mapping[str, Any]) -> str:
+    mean = finite((summary.get("forgetting_percent") or {}).get("mean"))
+    if mean is None:
+        return ""
+    if mean == 0 and not any(finite(v) for v in summary["forgetting_percent"].values()):
+        return "Forgetting is exactly 0: no later task changed an earlier one."
+    verb = "lost" if mean > 0 else "gained"
+    return f"Since they were learnt, the earlier tasks {verb} {abs(mean):.1f} % on average."
+
+
+def _read_gain(summary: Mapping[str, Any]) -> str:
+    transfer = summary["transfer"]
+    head, features, both = (finite(transfer.get(key)) for key in ("head_gain", "feature_gain", "ufl_gain"))
+    if head is None or features is None:
+        return _read_missing(summary, both)
+    total = "" if both is None else f" of {percent(both)}"
+    return (
+        f"The gain{total} over plain heads on plain features is {percent(head)} (head) and {percent(features)} "
+        f"(features): {_whose(head, features)}."
+    )
+
+
+def _whose(head: float, features: float) -> str:
+    if max(head, features) < NOISE:
+        return f"there is no gain beyond noise ({NOISE:.0f} %)"
+    if features < NOISE:
+        worse = ", which are worse than plain ones" if features < -NOISE else ""
+        return f"it comes from the head, not from better features{worse}"
+    if head < NOISE:
+        return "it comes from the features, not from the head"
+    return f"most of it comes from the {'head' if head > features else 'features'}"
+
+
+def _read_missing(summary: Mapping[str, Any], both: float | None) -> str:
+    """The gain cannot be taken apart: say what there is, and why there is no more."""
+    transfer = summary["transfer"]
+    why = transfer.get("why_null") or {}
+    reason = next((str(why[key]) for key in ("ufl_gain", "feature_gain", "head_gain") if key in why), "")
+    reason = reason.partition(";")[0]  # the same for the other tasks, mostly
+    tail = f" ({reason})" if reason else ""
+    if both is not None:
+        return f"The gain over plain heads on plain features is {percent(both)}; head or features is open{tail}."
+    mean = mean_transfer(summary)
+    if mean is None:
+        return f"No transfer could be measured{f': {reason}' if reason else ''}."
+    return f"Just after learning, the new tasks were {percent(mean)} against plain heads on plain features{tail}."
+
+
+def _read_control(summary: Mapping[str, Any]) -> str:
+    control = finite(summary["transfer"].get("control_gain"))
+    if control is None:
+        return ""
+    if abs(control) < NOISE:
+        verdict = f"attention adds nothing measurable (under {NOISE:.0f} % is noise between seeds)"
+    else:
+        verdict = "the share of attention, from one seed" if control > 0 else "attention costs quality here"
+    return f"Against an ungated head of equal size it is {percent(control)}: {verdict}."
+
+
+# ---------------------------------------------------------------- the closing lines
+
+
+def _closing(summary: Mapping[str, Any], run_dir: Path | str | None, ui_line: str | None) -> list[tuple[str, str]]:
+    cost = summary["cost"]
+    lines = [("seconds", _stages(summary.get("stages") or {}))]
+    rates = {k: finite(v) for k, v in (cost.get("images_per_second") or {}).items()}
+    lines.append(("images/s", " · ".join(f"{name} {rate:.0f}" for name, rate in rates.items() if rate is not None)))
+    memory = finite(cost.get("peak_memory_bytes"))
+    lines.append(("peak memory", "" if memory is None else f"{memory / 2**30:.2f} GiB"))
+    if run_dir is not None:
+        lines.append(("run directory", str(run_dir)))
+        lines.append(("pictures", str(Path(run_dir) / "panels")))
+    if ui_line:
+        lines.append(("MLflow", ui_line))
+    return [(name, text) for name, text in lines if text]
+
+
+def _stages(stages: Mapping[str, Any]) -> str:
+    known = {name: value for name, value in ((n, finite(v)) for n, v in stages.items()) if value is not None}
+    if not known:
+        return ""
+    return f"{sum(known.values()):.0f} = " + " + ".join(f"{name} {value:.0f}" for name, value in known.items())
+
+
+def _pairs(lines: Sequence[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in lines:
+        grid.add_row(name, Text(text))
+    return grid

@@ -1,0 +1,1 @@
+"""Scenarios: which dense tasks come when, as Avalanche streams."""

@@ -1,0 +1,150 @@
+"""Streams of dense tasks: experience 0 holds the base tasks together, each later one holds one new task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from avalanche.benchmarks.scenarios import CLScenario, DatasetExperience, EagerCLStream
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+
+from medusa_cl.batch import collate
+from medusa_cl.data.loader import Augmentation, DenseData, DenseDataset
+from medusa_cl.errors import DataError, TaskError, unknown
+from medusa_cl.tasks import DenseTask
+
+SPLITS = ("train", "val", "test")
+
+
+class DenseExperience(DatasetExperience):
+    """Some dense tasks to be learnt (or tested) together, and their data.
+
+    Attributes:
+        tasks: The tasks by name.
+        task_label: The group's label: Avalanche's metric names allow one label an experience.
+        source: The split the images come from.
+        augmentation: How training images vary; None in other streams.
+    """
+
+    def __init__(
+        self, source: DenseData, tasks: Sequence[DenseTask], label: int, augmentation: Augmentation | None = None
+    ) -> None:
+        self.tasks = {task.name: task for task in tasks}
+        self.task_label, self.source, self.augmentation = label, source, augmentation
+        samples = DenseDataset(source, list(self.tasks), label)
+        if not len(samples):
+            raise DataError(
+                f"No image of {source} has a label of {', '.join(self.tasks)}, so experience {label} is empty. "
+                "Take the task out of scenario.base or scenario.stream, or check the data."
+            )
+        super().__init__(dataset=_avalanche_dataset(samples, label), current_experience=label)
+
+    @property
+    def task_labels(self) -> list[int]:
+        """Avalanche's name for the labels of an experience: here always one."""
+        return [self.task_label]
+
+    @property
+    def name(self) -> str:
+        """The tasks' names, joined by "+"."""
+        return "+".join(self.tasks)
+
+
+def _avalanche_dataset(samples: DenseDataset, label: int) -> AvalancheDataset:
+    # Buffers that balance classes read `targets`; with the experience's label there they balance tasks.
+    labels = ConstantSequence(label, len(samples))
+    attributes = [
+        DataAttribute(labels, name="targets"),
+        DataAttribute(labels, name="targets_task_labels"),
+    ]
+    dataset = AvalancheDataset([samples], data_attributes=attributes, collate_fn=collate)
+    dataset.task_set = {label: dataset}
+    return dataset
+
+
+class DenseScenario(CLScenario):
+    """A task-incremental stream of dense tasks, with streams train, val and test.
+
+    Attributes:
+        name: The scenario's name.
+        base: Names of the tasks learnt together first.
+        stream: Names of the tasks learnt one at a time after them.
+        tasks: All tasks by name, in the order in which they are learnt.
+        data: The splits.
+        augmentation: How training images vary.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Mapping[str, DenseTask],
+        data: Mapping[str, DenseData],
+        base: Sequence[str],
+        stream: Sequence[str],
+        augmentation: Augmentation,
+    ) -> None:
+        groups = [tuple(base), *((task,) for task in stream)]
+        self.name, self.base, self.stream = name, tuple(base), tuple(stream)
+        self.tasks = {task: tasks[task] for group in groups for task in group}
+        self.data, self.augmentation = dict(data), augmentation
+        streams = []
+        for split, source in data.items():
+            varied = augmentation if split == "train" else None
+            experiences = [
+                DenseExperience(source, [tasks[t] for t in group], k, varied) for k, group in enumerate(groups)
+            ]
+            streams.append(EagerCLStream(split, experiences))
+        super().__init__(streams)
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """Task names by experience."""
+        return [self.base, *((task,) for task in self.stream)]
+
+    @property
+    def content_hash(self) -> dict[str, str]:
+        """The hash of the data, by split."""
+        return {split: source.content_hash for split, source in self.data.items()}
+
+
+def dense_scenario(
+    tasks: Sequence[DenseTask],
+    data: Mapping[str, DenseData],
+    base: Sequence[str],
+    stream: Sequence[str],
+    *,
+    name: str = "dense",
+    augmentation: Augmentation | None = None,
+) -> DenseScenario:
+    """Bring dense tasks one at a time.
+
+    Args:
+        tasks: The tasks, in any order; those in neither `base` nor `stream` are left out.
+        data: Splits: "train" and "test", and "val" where there is one.
+        base: Names of the tasks of experience 0.
+        stream: Names of the tasks of experiences 1, 2, ...
+        name: The scenario's name.
+        augmentation: How training images vary; by default a horizontal flip.
+
+    Returns:
+        The scenario with `train_stream`, `val_stream` (where there is one) and `test_stream`.
+
+    Raises:
+        TaskError: A task is unknown, occurs twice, or is in no field of the data; or `base` is empty.
+        DataError: No image has a label of some experience.
+    """
+    known = {task.name: task for task in tasks}
+    order = [*base, *stream]
+    if not base:
+        raise TaskError("scenario.base is empty: expected at least one task to pretrain the backbone on.")
+    for task in order:
+        if task not in known:
+            raise TaskError(unknown("task", task, known))
+        if order.count(task) > 1:
+            raise TaskError(f'Task "{task}" would be learnt twice. Name it once in scenario.base or scenario.stream.')
+    for split, source in data.items():
+        for task in order:
+            if task not in source.fields:
+                raise TaskError(f'Task "{task}": ' + unknown(f"field of the {split} data", task, source.fields))
+    return DenseScenario(name, known, data, base, stream, augmentation or Augmentation())

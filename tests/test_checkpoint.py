@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medusa_cl import tasks
+from medusa_cl.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
+from medusa_cl.errors import TaskError, WeightsError
+from medusa_cl.models import ControlHead, MedusaHead, MultiTaskModel, PlainHead
+
+NAMED = tasks.semseg(["wall", "floor", "lamp"], name="things")
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., MultiTaskModel], image: Tensor) -> MultiTaskModel:
+    made = tiny_model(NAMED, "depth", weights_seed=3)
+    made.add_head(tasks.edges(tolerance=0.005), seed=1, head=partial(PlainHead, mix_width=8))
+    made.add_head(tasks.normals(), seed=2, head=partial(ControlHead, width=8, mix_width=8, refine_blocks=2))
+    made.train()(image)  # moves the statistics of BatchNorm away from their first values
+    return made.eval()
+
+
+@pytest.fixture
+def saved(model: MultiTaskModel, tmp_path: Path) -> Path:
+    return save_model(model, tmp_path / "deep" / "model")
+
+
+def rewrite(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = directory / DESCRIPTION
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+
+
+def test_a_loaded_model_predicts_the_same_bits(model: MultiTaskModel, saved: Path, image: Tensor) -> None:
+    again = load_model(saved)
+    assert list(again.tasks) == ["things", "depth", "edges", "normals"]
+    assert not again.training
+    ours, theirs = model.predict(image), again.predict(image)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    state = model.state_dict()
+    assert state.keys() == again.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    assert again.backbone.weights_hash() == model.backbone.weights_hash()
+
+
+def test_tasks_and_kinds_of_heads_come_back(model: MultiTaskModel, saved: Path) -> None:
+    again = load_model(saved)
+    assert {name: task.describe() for name, task in again.tasks.items()} == {
+        name: task.describe() for name, task in model.tasks.items()
+    }
+    assert again.tasks["things"].classes == NAMED.classes
+    assert [type(head) for head in again.heads.values()] == [MedusaHead, MedusaHead, PlainHead, ControlHead]
+
+
+def test_further_heads_are_made_like_the_last_or_as_asked(saved: Path) -> None:
+    again = load_model(saved)
+    again.add_head(tasks.saliency(), seed=0)
+    assert type(again.heads["saliency"]) is ControlHead
+    other = load_model(saved, head=partial(PlainHead, mix_width=8))
+    other.add_head(tasks.saliency(), seed=0)
+    assert type(other.heads["saliency"]) is PlainHead
+
+
+def test_the_global_random_state_is_left_alone(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_model(saved)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_only_the_two_files_are_left(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == [DESCRIPTION, WEIGHTS]
+
+
+def test_saving_again_replaces_the_model(model: MultiTaskModel, saved: Path) -> None:
+    model.remove_head("normals")
+    save_model(model, saved)
+    assert "normals" not in load_model(saved).tasks
+
+
+def test_precision_is_kept(tiny_model: Callable[..., MultiTaskModel], tmp_path: Path) -> None:
+    assert load_model(save_model(tiny_model("depth", precision="bf16"), tmp_path)).precision == "bf16"
+
+
+def test_a_task_of_ones_own_is_passed(
+    tiny_model: Callable[..., MultiTaskModel], tmp_path: Path, image: Tensor
+) -> None:
+    import dataclasses
+
+    own = dataclasses.replace(tasks.depth(), name="disparity", kind="disparity")
+    model = tiny_model(own)
+    save_model(model, tmp_path)
+    with pytest.raises(TaskError, match=r'"disparity".*DenseTask itself'):
+        load_model(tmp_path)
+    again = load_model(tmp_path, tasks={"disparity": own})
+    assert torch.equal(again.predict(image)["disparity"], model.predict(image)["disparity"])
+
+
+@pytest.mark.parametrize("name", [DESCRIPTION, WEIGHTS])
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "noise"])
+def test_damage_is_found_and_the_file_named(saved: Path, name: str, damage: str) -> None:
+    path = saved / name
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "noise": b"\xff\xfe\x00" * 50}.get(damage, b""))
+    if damage == "absent":
+        path.unlink()
+    with pytest.raises(WeightsError) as caught:
+        load_model(saved)
+    assert str(saved) in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_an_empty_directory_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"Expected a model"):
+        load_model(tmp_path)
+    with pytest.raises(WeightsError, match=r"Expected a model"):
+        load_model(tmp_path / "absent")
+
+
+def test_another_format_is_refused(saved: Path) -> None:
+    rewrite(saved, lambda d: d.update(format="medusa-cl model 9"))
+    with pytest.raises(WeightsError, match=r"model\.json.*medusa-cl model 9"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"format": "medusa-cl model 1"}'])
+def test_json_of_something_else_is_refused(saved: Path, content: str) -> None:
+    (saved / DESCRIPTION).write_text(content)
+    with pytest.raises(WeightsError, match=r"model\.json"):
+        load_model(saved)
+
+
+def test_an_unknown_kind_of_head_is_named_with_its_file(saved: Path) -> None:
+    rewrite(saved, lambda d: d["heads"]["depth"].update({"class": "MedusaHed"}))
+    with pytest.raises(WeightsError, match=r'"MedusaHed".*Did you mean "MedusaHead"\?') as caught:
+        load_model(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_weights_of_another_model_are_refused(saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS)
+    key = next(key for key in tensors if key.startswith("heads.depth") and key.endswith("weight"))
+    for changed in ({k: v for k, v in tensors.items() if k != key}, tensors | {key: torch.zeros(1, 2, 3)}):
+        save_file(changed, saved / WEIGHTS)
+        with pytest.raises(WeightsError, match=r"model\.safetensors"):
+            load_model(saved)
+
+
+class OwnHead(nn.Module):
+    def __init__(self, channels: Any, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels[0], out_channels, 1)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.conv(features[0]), ()
+
+
+def test_a_head_of_ones_own_is_refused_with_its_name(tiny_model: Callable[..., MultiTaskModel], tmp_path: Path) -> None:
+    save_model(tiny_model("depth", head=OwnHead), tmp_path)
+    with pytest.raises(WeightsError, match=r"OwnHead"):
+        load_model(tmp_path)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_data import fake_dense_hdf5
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from medusa_cl.configs.check import check_overrides, groups
+from medusa_cl.errors import ConfigError
+from medusa_cl.models import Backbone, MultiTaskModel
+
+GROUPS = groups()
+TRAINER = {
+    "device", "precision", "batch_size", "epochs", "max_steps", "base_steps", "lr_head", "lr_backbone", "workers",
+    "threads", "schedule", "clip", "weight_decay", "channels_last",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def hydra_here() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        yield
+
+
+def config(*overrides: str) -> DictConfig:
+    check_overrides(overrides)
+    return compose("config", list(overrides))
+
+
+def options(group: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", GROUPS[group])
+
+
+def test_every_folder_of_yaml_is_a_group() -> None:
+    assert set(GROUPS) == {"scenario", "backbone", "head", "trainer", "strategy", "plugins", "tracking", "experiment"}
+    assert all(GROUPS.values())
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names])
+def test_every_option_composes_and_resolves(group: str, name: str) -> None:
+    chosen = f"plugins=[{name}]" if group == "plugins" else f"{group}={name}"
+    cfg = config(chosen)
+    assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert {"scenario", "backbone", "head", "trainer", "strategy", "plugins", "tracking", "seed", "out"} <= set(cfg)
+
+
+def test_the_defaults_are_the_demos() -> None:
+    cfg = config()
+    assert (cfg.scenario.name, cfg.strategy.name, cfg.backbone.name) == (
+        "rooms_incremental",
+        "medusa",
+        "tf_efficientnet_lite0",
+    )
+    assert list(cfg.scenario.base) == ["semseg", "depth"]
+    assert cfg.plugins == {}
+    assert cfg.out is None
+
+
+@options("scenario")
+def test_scenarios_name_what_they_are_called_and_take_their_keys(name: str) -> None:
+    cfg = config(f"scenario={name}", "scenario.base=[semseg]", "scenario.stream=[depth]")
+    assert cfg.scenario.name == name
+    with pytest.raises(Exception, match="Did you mean"):  # every key is an argument: the names alone are wrong
+        instantiate(cfg.scenario, base=["semsegg"], **_source_of(name))
+
+
+def _source_of(name: str) -> dict[str, Any]:
+    return {"root": str(NYUD)} if name.startswith("nyud") else {}
+
+
+NYUD = Path()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nyud_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    global NYUD
+    NYUD = fake_dense_hdf5(tmp_path_factory.mktemp("nyud") / "NYUD_MT.h5", {"train": 2, "test": 1}, classes=40)
+    return NYUD
+
+
+def test_the_nyud_scenario_is_made_of_its_configuration(nyud_file: Path) -> None:
+    scenario = instantiate(config("scenario=nyud_incremental", f"scenario.root={nyud_file}").scenario)
+    assert scenario.groups == [("semseg", "depth"), ("normals",), ("edges",)]
+    assert scenario.augmentation.zooms == (1.0, 1.2, 1.5)
+
+
+@options("backbone")
+def test_backbones_are_made_without_learnt_weights(name: str) -> None:
+    backbone = instantiate(config(f"backbone={name}", "backbone.pretrained=false").backbone)
+    assert isinstance(backbone, Backbone)
+    assert backbone.name == name
+    assert len(backbone.channels) == 4
+
+
+@options("head")
+def test_heads_are_made_by_their_configuration(name: str) -> None:
+    factory = instantiate(config(f"head={name}").head)
+    head = factory((24, 32, 48, 64), 5)
+    assert isinstance(head, nn.Module)
+    maps = [torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip((24, 32, 48, 64), (4, 8, 16, 32), strict=True)]
+    logits, aux = head.eval()(maps)
+    assert logits.shape == (1, 5, 16, 24)
+    assert aux == ()
+
+
+@options("trainer")
+def test_trainers_have_the_same_keys(name: str) -> None:
+    assert set(config(f"trainer={name}").trainer) == TRAINER
+
+
+@options("strategy")
+def test_strategies_are_made_on_a_model(name: str, tiny_model: Callable[..., MultiTaskModel]) -> None:
+    cfg = config(f"strategy={name}")
+    assert cfg.strategy.name == name
+    chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
+    strategy = instantiate(chosen)(tiny_model("semseg"), batch_size=2)
+    frozen = cfg.strategy.freeze == "backbone"
+    assert strategy.model.backbone.frozen is frozen
+    assert all(p.requires_grad is not cfg.strategy.freeze_old_heads for p in strategy.model.heads["semseg"].parameters())
+
+
+@options("plugins")
+def test_plugins_compose_with_a_strategy(name: str, tiny_model: Callable[..., MultiTaskModel]) -> None:
+    cfg = config(f"plugins=[{name}]", "strategy=finetune")
+    plugins = [instantiate(plugin) for plugin in cfg.plugins.values()]
+    chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
+    strategy = instantiate(chosen)(tiny_model(), plugins=plugins)
+    assert len(plugins) == 1
+    assert plugins[0] in strategy.plugins
+
+
+def test_several_plugins_compose_by_name() -> None:
+    cfg = config("plugins=[ewc,replay]", "plugins.ewc.ewc_lambda=2")
+    assert list(cfg.plugins) == ["ewc", "replay"]
+    assert cfg.plugins.ewc.ewc_lambda == 2
+
+
+def test_frozen_plain_brings_its_head() -> None:
+    cfg = config("strategy=frozen_plain")
+    assert cfg.head["_target_"].endswith("PlainHead")
+    assert cfg.strategy.freeze == "backbone"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["seed=0,1,2"],
+        ["-m", "seed=range(0,3)", "strategy=medusa,finetune"],
+        ["plugins=[ewc,replay]"],
+        ["plugins=[]"],
+        ["plugins=ewc"],
+        ["scenario.stream=[edges]"],
+        ["scenario.base=[semseg,depth]", "scenario.root=/a/b=c.h5"],
+        ["scenario=nyud_incremental", "scenario.root=NYUD_MT.h5", "backbone=hrnet_w18_small_v2"],
+        ["backbone.name=resnet18"],
+        ["backbone=resnet18", "backbone.pretrained=false"],
+        ["head.width=null"],
+        ["scenario.augment.zooms=[1.0,1.5]"],
+        ["scenario.augment={flip: false}"],
+        ["trainer.device=cuda:1"],
+        ["+new.key=1"],
+        ["++trainer.new=1", "++seed=3"],
+        ["~plugins"],
+        ["~experiment"],
+        ["experiment=demo", "compare=[]"],
+        ["experiment=null"],
+        ["tracking=off", "tracking.enabled=false"],
+        ["references=none"],
+        ["references=[frozen_plain,single_task]"],
+        ["out=runs/my run", "overwrite=true", "base=last"],
+        ["hydra.sweep.dir=x", "hydra/launcher=joblib", "hydra/sweeper=optuna"],
+        ["--help"],
+        ["--cfg", "job"],
+        ["-cd", "elsewhere", "strategy=mine"],
+        ["--config-dir=elsewhere", "strategy=mine"],
+        ["seed="],
+    ],
+    ids=lambda arguments: " ".join(arguments) or "none",
+)
+def test_what_is_meant_passes(arguments: list[str]) -> None:
+    check_overrides(arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("sed=1", "seed"),
+        ("trainer.max_step=5", "trainer.max_steps"),
+        ("trainer.lr_haed=0.1", "trainer.lr_head"),
+        ("scenario.strem=[edges]", "scenario.stream"),
+        ("scenario.augment.zoom=[1.0]", "scenario.augment.zooms"),
+        ("strategy=medsua", "medusa"),
+        ("strategy=medusa,finetun", "finetune"),
+        ("scenario=rooms_incrementl", "rooms_incremental"),
+        ("backbone=resnet81", "resnet18"),
+        ("head=medusa_lite", "medusa_light"),
+        ("plugins=[ewc,repaly]", "replay"),
+        ("tracking=of", "off"),
+        ("experiment=dmo", "demo"),
+        ("trainer=gpuu", "gpu"),
+        ("scenaro=rooms_incremental", "scenario"),
+        ("plugin=[ewc]", "plugins"),
+        ("backbones=resnet18", "backbone"),
+        ("refrences=none", "references"),
+        ("bse=last", "base"),
+        ("~plugns", "plugins"),
+    ],
+)
+def test_what_is_misspelt_is_answered_by_the_nearest(argument: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(["trainer.max_steps=5", argument])
+    assert f'Did you mean "{meant}"?' in str(caught.value)
+    got = argument.split("=")[-1] if argument.split("=")[0] in GROUPS else argument.split("=")[0]
+    assert any(word in str(caught.value) for word in got.strip("[]~").split(","))
+
+
+def test_what_resembles_nothing_is_still_refused() -> None:
+    with pytest.raises(ConfigError, match=r"zzzz"):
+        check_overrides(["zzzz=1"])
+    with pytest.raises(ConfigError, match=r'"zzzz".*medusa'):
+        check_overrides(["strategy=zzzz"])

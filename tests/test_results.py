@@ -1,0 +1,248 @@
+"""The arithmetic of a run's summary, against numbers worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medusa_cl.errors import DataError, TaskError
+from medusa_cl.results import TaskMatrix, better_by, mtl_delta, summary_parts, transfer
+
+HIGHER = {"semseg": True, "depth": False, "normals": False, "edges": True}
+
+
+def stream() -> TaskMatrix:
+    """Two base tasks, then normals, then edges; depth gets better in the end, semseg worse, normals worse."""
+    matrix = TaskMatrix([["semseg", "depth"], ["normals"], ["edges"]], HIGHER)
+    matrix.set_row(0, {"semseg": 40.0, "depth": 0.50})
+    matrix.set_row(1, {"semseg": 44.0, "depth": 0.60, "normals": 20.0})
+    matrix.set_row(2, {"semseg": 38.0, "depth": 0.40, "normals": 25.0, "edges": 70.0})
+    return matrix
+
+
+REFERENCES: dict[str, dict[str, float | None]] = {
+    "single_task": {"semseg": 50.0, "depth": 0.5, "normals": 16.0, "edges": 80.0},
+    "frozen_plain": {"normals": 25.0, "edges": 56.0},
+    "frozen_plain_control": {"normals": 21.0, "edges": 68.0},
+    "frozen_plain_medusa": {"normals": 22.5, "edges": 63.0},
+}
+
+
+def test_direction_is_known_in_one_place() -> None:
+    assert better_by(3.0, 1.0, higher_is_better=True) == 2.0
+    assert better_by(3.0, 1.0, higher_is_better=False) == -2.0
+    assert math.copysign(1, better_by(1.0, 1.0, higher_is_better=False)) == 1  # 0.0, not -0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "higher", "expected"),
+    [
+        (44.0, 40.0, True, 10.0),
+        (36.0, 40.0, True, -10.0),
+        (0.45, 0.5, False, 10.0),
+        (0.55, 0.5, False, -10.0),
+        (-4.0, -5.0, True, 20.0),
+        (5.0, 5.0, False, 0.0),
+        (0.0, 5.0, True, -100.0),
+    ],
+)
+def test_transfer(value: float, reference: float, higher: bool, expected: float) -> None:
+    assert transfer(value, reference, higher) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "reference"), [(None, 1.0), (1.0, None), (1.0, 0.0), (1.0, -1e-9), (math.nan, 1.0), (1.0, math.inf)]
+)
+def test_undefined_transfer_is_none(value: float | None, reference: float | None) -> None:
+    assert transfer(value, reference, True) is None
+
+
+def test_mtl_delta() -> None:
+    values = {"semseg": 55.0, "depth": 0.4, "normals": 17.0}
+    single = {"semseg": 50.0, "depth": 0.5, "normals": 16.0}
+    assert mtl_delta(values, single, HIGHER) == pytest.approx((10 + 20 - 100 / 16) / 3)
+    assert mtl_delta(values, single | {"depth": None}, HIGHER) is None
+    assert mtl_delta({}, {}, HIGHER) is None
+
+
+def test_forgetting_counts_every_base_task_and_not_the_last_task() -> None:
+    matrix = stream()
+    assert matrix.old_tasks == ("semseg", "depth", "normals")
+    assert matrix.forgetting("semseg") == pytest.approx(2.0)
+    assert matrix.forgetting("depth") == pytest.approx(-0.1)
+    assert matrix.forgetting("normals") == pytest.approx(5.0)
+    assert matrix.forgetting("edges") is None
+    assert matrix.mean_forgetting() == pytest.approx((2.0 - 0.1 + 5.0) / 3)
+    assert matrix.bwt() == pytest.approx(-(2.0 - 0.1 + 5.0) / 3)
+    assert matrix.forgetting_best("semseg") == pytest.approx(6.0)
+    assert matrix.forgetting_best("depth") == pytest.approx(-0.1)
+    assert matrix.forgetting_percent("semseg") == pytest.approx(5.0)
+    assert matrix.forgetting_percent("depth") == pytest.approx(-20.0)
+    assert matrix.forgetting_percent("normals") == pytest.approx(25.0)
+
+
+def test_matrix_cells() -> None:
+    matrix = stream()
+    assert matrix.after == ("base", "normals", "edges")
+    assert matrix.R(0, "normals") is None and matrix.R(1, "normals") == 20.0 and matrix.R(5, "normals") is None
+    assert matrix.just_learnt("edges") == matrix.final("edges") == 70.0
+    assert (matrix.base, matrix.stream, matrix.last) == (("semseg", "depth"), ("normals", "edges"), 2)
+
+
+def test_a_row_recorded_again_is_replaced_and_later_ones_stay() -> None:
+    matrix = stream()
+    matrix.set_row(1, {"semseg": 1.0, "depth": 2.0, "normals": 3.0})
+    assert matrix.R(1, "semseg") == 1.0 and matrix.R(2, "semseg") == 38.0 and matrix.last == 2
+
+
+def test_what_a_matrix_refuses() -> None:
+    matrix = TaskMatrix([["depth"], ["edges"]], HIGHER)
+    with pytest.raises(ValueError, match="got 1"):
+        matrix.set_row(1, {"depth": 1.0})
+    with pytest.raises(TaskError, match="learnt in 1"):
+        matrix.set_row(0, {"edges": 1.0})
+    with pytest.raises(TaskError, match='Did you mean "depth"'):
+        matrix.set_row(0, {"dept": 1.0})
+    with pytest.raises(TaskError, match="2 times"):
+        TaskMatrix([["depth"], ["depth"]], HIGHER)
+    with pytest.raises(TaskError, match="direction"):
+        TaskMatrix([["flow"]], HIGHER)
+    with pytest.raises(TaskError, match="mean"):
+        TaskMatrix([["mean"]], {"mean": True})
+
+
+def test_summary_parts_of_a_frozen_stream() -> None:
+    parts = summary_parts(stream(), REFERENCES)
+    assert list(parts) == ["matrix", "forgetting", "forgetting_best", "forgetting_percent", "transfer", "relative"]
+    assert parts["matrix"]["after"] == ["base", "normals", "edges"]
+    assert parts["matrix"]["values"]["normals"] == [None, 20.0, 25.0]
+    assert parts["forgetting"]["mean"] == pytest.approx(2.3)
+    assert parts["forgetting_percent"]["mean"] == pytest.approx(10 / 3)
+    gains = parts["transfer"]
+    assert gains["per_task"]["normals"] == pytest.approx(
+        {
+            "value": 20.0,
+            "delta": -25.0,
+            "gain": 20.0,
+            "feature_gain": 100 * 2.5 / 22.5,
+            "control_gain": 100 / 21,
+            "head_gain": 10.0,
+        }
+    )
+    assert gains["ufl_delta"] == pytest.approx((-25.0 - 12.5) / 2)
+    assert gains["ufl_gain"] == pytest.approx((20.0 + 25.0) / 2)
+    assert gains["head_gain"] == pytest.approx((10.0 + 12.5) / 2)
+    assert gains["feature_gain"] == pytest.approx((100 * 2.5 / 22.5 + 100 * 7 / 63) / 2)
+    assert gains["control_gain"] == pytest.approx((100 / 21 + 100 * 2 / 68) / 2)
+    assert gains["references"] == list(REFERENCES) and gains["reference_values"] == REFERENCES
+    assert gains["why_null"] == {}
+    assert parts["relative"]["mtl_delta"] == pytest.approx((-24.0 + 20.0 - 56.25 - 12.5) / 4)
+
+
+def nulls(tree: object, path: str = "") -> list[str]:
+    if isinstance(tree, dict):
+        return [p for key, node in tree.items() for p in nulls(node, f"{path}.{key}".lstrip("."))]
+    return [path] if tree is None else []
+
+
+def test_every_null_has_a_reason_and_nothing_else_has() -> None:
+    matrix = stream()
+    matrix.set_row(2, {"semseg": math.nan, "depth": 0.4, "normals": 25.0, "edges": 70.0})
+    references = {"frozen_plain": {"normals": 25.0}, "single_task": {**REFERENCES["single_task"], "edges": 0.0}}
+    parts = summary_parts(matrix, references)
+    json.dumps(parts, allow_nan=False)
+    why = parts["transfer"]["why_null"]
+    assert parts["forgetting"]["semseg"] is None and parts["forgetting"]["depth"] == pytest.approx(-0.1)
+    assert why["matrix.edges.semseg"] and why["forgetting.mean"].startswith("semseg: ")
+    assert "has no value for it" in why["per_task.edges.gain"] and "edges: " in why["ufl_gain"]
+    assert "too near 0" in why["per_task.edges.delta"]
+    assert why["feature_gain"].startswith("normals: there is no reference frozen_plain_medusa")
+    shown = {key: part for key, part in parts.items() if key not in ("transfer", "matrix")}
+    paths = nulls(shown) + nulls(parts["transfer"])
+    assert set(paths) == {path for path in why if not path.startswith("matrix.")}
+    assert all(isinstance(reason, str) and reason for reason in why.values())
+
+
+def test_means_are_for_frozen_backbones_and_feature_gain_for_medusa_heads() -> None:
+    tuned = summary_parts(stream(), REFERENCES, frozen=False)["transfer"]
+    assert [tuned[k] for k in ("ufl_delta", "ufl_gain", "feature_gain", "control_gain")] == [None] * 4
+    assert tuned["head_gain"] is not None and tuned["per_task"]["edges"]["delta"] == -12.5
+    assert tuned["why_null"]["ufl_gain"] == "the backbone was not frozen"
+    plain = summary_parts(stream(), REFERENCES, medusa_head=False)["transfer"]
+    assert plain["feature_gain"] is None and plain["ufl_gain"] is not None
+
+
+def test_a_single_experience_forgets_nothing_and_learns_nothing_new() -> None:
+    matrix = TaskMatrix([["semseg", "depth"]], HIGHER)
+    matrix.set_row(0, {"semseg": 40.0, "depth": 0.5})
+    parts = summary_parts(matrix, {})
+    assert parts["forgetting"] == {"mean": None} and parts["transfer"]["ufl_delta"] is None
+    assert "one experience" in parts["transfer"]["why_null"]["forgetting.mean"]
+    assert parts["transfer"]["why_null"]["ufl_delta"] == "no new task was learnt"
+
+
+def test_an_empty_matrix_has_no_numbers() -> None:
+    parts = summary_parts(TaskMatrix([["depth"], ["edges"]], HIGHER), {})
+    assert parts["matrix"] == {"after": [], "values": {"depth": [], "edges": []}}
+    assert parts["relative"]["mtl_delta"] is None
+
+
+def test_exactly_zero_forgetting_is_plus_zero() -> None:
+    matrix = TaskMatrix([["depth"], ["edges"]], HIGHER)
+    matrix.set_row(0, {"depth": 0.5})
+    matrix.set_row(1, {"depth": 0.5, "edges": 70.0})
+    assert json.dumps(summary_parts(matrix, {})["forgetting"]) == '{"depth": 0.0, "mean": 0.0}'
+    assert json.dumps(matrix.bwt()) == "0.0"
+
+
+values = st.floats(1.0, 100.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(values, min_size=6, max_size=6), st.lists(values, min_size=3, max_size=3))
+def test_turning_every_metric_round_changes_no_result(cells: list[float], reference: list[float]) -> None:
+    def parts(sign: float) -> dict[str, object]:
+        matrix = TaskMatrix([["a"], ["b"], ["c"]], dict.fromkeys("abc", sign > 0))
+        for k, stop in enumerate((1, 3, 6)):
+            matrix.set_row(k, {t: sign * v for t, v in zip("abc", cells[stop - k - 1 : stop], strict=False)})
+        result = summary_parts(matrix, {"single_task": {t: sign * v for t, v in zip("abc", reference, strict=True)}})
+        for task in result["transfer"]["per_task"].values():
+            del task["value"]
+        del result["matrix"], result["transfer"]["reference_values"]
+        return result
+
+    assert parts(1.0) == parts(-1.0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_csv_round_trip(tmp_path: Path, rows: int) -> None:
+    whole, matrix = stream(), TaskMatrix(stream().experiences, HIGHER)
+    whole.rows[1]["depth"] = 1 / 3
+    for k in range(rows):
+        matrix.set_row(k, whole.rows[k])
+    path = tmp_path / "task_matrix.csv"
+    matrix.to_csv(path)
+    again = TaskMatrix.from_csv(path, HIGHER)
+    assert again.experiences == matrix.experiences
+    assert [[again.R(k, t) for t in again.tasks] for k in range(rows)] == [
+        [matrix.R(k, t) for t in matrix.tasks] for k in range(rows)
+    ]
+    assert again.last == matrix.last
+
+
+def test_csv_as_people_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "task_matrix.csv"
+    stream().to_csv(path)
+    lines = path.read_text().splitlines()
+    assert lines[:3] == ["after,semseg,depth,normals,edges", "base,40.0,0.5,,", "normals,44.0,0.6,20.0,"]
+
+
+@pytest.mark.parametrize("text", ["", "after,depth\nbase,much\n", "after,depth,edges\nbase,1.0\n"])
+def test_a_foreign_csv_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "task_matrix.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match="Expected a task matrix"):
+        TaskMatrix.from_csv(path, HIGHER)
