@@ -1,4 +1,4 @@
-"""Checks overrides before anything is imported that takes seconds: an unknown name is answered by the nearest known one."""
+"""Checks overrides before anything slow is imported: an unknown name is answered by the nearest known one."""
 
 from __future__ import annotations
 
@@ -31,24 +31,28 @@ def check_overrides(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: A key or an option is unknown; the message names the nearest known one.
     """
-    if any(argument.startswith(("--config-dir", "-cd", "--config-path", "--config-name", "-cp", "-cn")) for argument in arguments):
+    if any(
+        argument.startswith(("--config-dir", "-cd", "--config-path", "--config-name", "-cp", "-cn"))
+        for argument in arguments
+    ):
         return  # other folders bring names that are not known here
     known = groups()
-    chosen = {group: options for group, options in known.items()}
-    keys = set(_keys(known))
+    keys = {*_keys(known), *known}
     for argument in arguments:
         match = OVERRIDE.match(argument)
-        if argument.startswith("-") or match is None or match["sign"] in ("+", "++") or match["key"].split(".")[0] in OPEN:
+        if match is None or match["sign"] in ("+", "++") or re.split(r"[./]", match["key"])[0] in OPEN:
             continue
-        key = match["key"]
-        if key in chosen:
-            _check_options(key, match["value"] or "", chosen[key])
-        elif key not in keys and not any(k.startswith(f"{key}.") for k in keys):
+        key, value = match["key"], match["value"]
+        if value is None and match["sign"] != "~":
+            continue  # the value of an option (--cfg job), or no override at all, which Hydra answers
+        if key in known:
+            _check_options(key, value or "", known[key])
+        elif key not in keys:
             raise ConfigError(f'Unknown key "{key}".{nearest(key, keys)} All keys: python -m medusa_cl.run --cfg job')
 
 
 def _check_options(group: str, value: str, options: Sequence[str]) -> None:
-    for name in re.findall(r"[\w.-]+", value):
+    for name in re.findall(r"[\w.-]+(?![\w.-]*\()", value):  # a word before a bracket is a sweep such as choice(a, b)
         if name not in options and name != "null":
             raise ConfigError(unknown(group, name, options))
 

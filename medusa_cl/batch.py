@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
     image: Tensor | tuple[Tensor, ...]
     targets: dict[str, Tensor]
-    index: int
+    index: int  # type: ignore[assignment]  # hides a method of tuples that has no use here
     label: int
 
 

@@ -1,4 +1,4 @@
-"""A model as files: `model.json` says what it is made of, `model.safetensors` holds every weight. Nothing is pickled."""
+"""A model as files, nothing pickled: `model.json` says what it is made of, `model.safetensors` holds every weight."""
 
 from __future__ import annotations
 
@@ -71,19 +71,24 @@ def load_model(
         WeightsError: A file is missing or damaged, or of another format.
     """
     directory = Path(directory)
-    description = _read_description(directory)
-    model = MultiTaskModel(
-        Backbone.create(description["backbone"], pretrained=False),
-        head or _factory(next(reversed(description["heads"].values()))),
-        description["precision"],
-    )
-    for name, entry in description["heads"].items():
-        task = (tasks or {}).get(name) or from_description(entry["task"])
-        model.add_head(task, seed=0, head=_factory(entry))
+    path, description = directory / DESCRIPTION, _read_description(directory)
+    try:
+        factories = {name: _factory(entry, path) for name, entry in description["heads"].items()}
+        backbone, precision = Backbone.create(description["backbone"], pretrained=False), description["precision"]
+        described = {name: entry["task"] for name, entry in description["heads"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged: {error!r}. Take another checkpoint of the run.") from error
+    if head is None and not factories:
+        raise WeightsError(f"{path} has no heads, so nothing says what further heads are like. Pass head=.")
+    model = MultiTaskModel(backbone, head or list(factories.values())[-1], precision)
+    for name, factory in factories.items():
+        task = (tasks or {}).get(name) or from_description(described[name])
+        model.add_head(task, seed=0, head=factory)
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"Cannot load {directory / WEIGHTS}: {error}. Take another checkpoint of the run.") from error
+        where = directory / WEIGHTS
+        raise WeightsError(f"Cannot load {where}: {error}. Take another checkpoint of the run.") from error
     return model.eval()
 
 
@@ -91,16 +96,17 @@ def _read_description(directory: Path) -> dict[str, Any]:
     path = directory / DESCRIPTION
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
         raise WeightsError(f"Expected a model ({DESCRIPTION} and {WEIGHTS}) in {directory}, but: {error}.") from error
-    if description.get("format") != FORMAT:
-        raise WeightsError(f'Expected format "{FORMAT}" in {path}, but got {description.get("format")!r}.')
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise WeightsError(f'Expected format "{FORMAT}" in {path}, but got {found!r}.')
     return description
 
 
-def _factory(entry: Mapping[str, Any]) -> HeadFactory:
+def _factory(entry: Mapping[str, Any], path: Path) -> HeadFactory:
     if entry["class"] not in known_heads.BUILT_IN:
-        raise WeightsError(unknown("kind of head", entry["class"], known_heads.BUILT_IN))
+        raise WeightsError(f"{path}: " + unknown("kind of head", entry["class"], known_heads.BUILT_IN))
     made, config = known_heads.BUILT_IN[entry["class"]], entry["config"]
 
     def make(channels: Any, out_channels: int) -> torch.nn.Module:

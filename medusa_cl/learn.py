@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,11 +44,11 @@ def learn(
     matrix = TaskMatrix(scenario.groups, {name: task.higher_is_better for name, task in scenario.tasks.items()})
     for k, experience in enumerate(scenario.train_stream):
         if k >= start:
-            with _timed(seconds, matrix.after[k]):
+            with timed(seconds, matrix.after[k]):
                 strategy.train(experience, eval_streams=[])
         else:
             strategy.model.adopt(experience)
-        with _timed(seconds, "evaluation"):
+        with timed(seconds, "evaluation"):
             strategy.eval(scenario.test_stream[: k + 1])
         scores = strategy.results
         matrix.set_row(k, {name: scores[name][scenario.tasks[name].primary] for name in scores})
@@ -55,15 +56,14 @@ def learn(
     return matrix
 
 
-class _timed:  # noqa: N801  reads as a verb
-    def __init__(self, seconds: dict[str, float], label: str) -> None:
-        self._seconds, self._label = seconds, label
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._seconds[self._label] = self._seconds.get(self._label, 0.0) + time.perf_counter() - self._started
+@contextmanager
+def timed(seconds: dict[str, float], label: str) -> Iterator[None]:
+    """Add the seconds that the block takes to `seconds[label]`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - started
 
 
 def pictures(

@@ -58,7 +58,7 @@ def at_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _interpolation(known: int, wanted: int, device: torch.device) -> Tensor:
-    """Return the matrix (wanted, known) of 1-d bilinear interpolation to the padded size, its rows beyond `wanted` cropped."""
+    """Return the matrix (wanted, known) of 1-d bilinear interpolation to the padded size, cropped to `wanted` rows."""
     padded = -(-wanted // STRIDE) * STRIDE
     place = ((torch.arange(wanted, dtype=torch.float32) + 0.5) * known / padded - 0.5).clamp(min=0)
     low = place.floor().long().clamp(max=known - 1)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import hydra.utils
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from medusa_cl import __version__
@@ -100,6 +101,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return summary | {"run_dir": str(run_dir), "objective": _mean_transfer(summary)}
 
 
+def instantiate(config: Any, **options: Any) -> Any:
+    """Make what a configuration describes; Hydra would hide our errors, and their exit status, in one of its own.
+
+    Raises:
+        MedusaError: Whatever what is made raises.
+    """
+    try:
+        return hydra.utils.instantiate(config, **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MedusaError):
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+
+
 def resolve_device(name: str) -> str:
     """Return the torch device meant; auto is CUDA where there is one.
 
@@ -128,7 +143,10 @@ def _check(cfg: DictConfig) -> None:
     elif cfg.references not in ("auto", "none"):
         raise ConfigError(f'Expected references=auto, none or a list, but got "{cfg.references}".')
     if cfg.trainer.batch_size < 1 or cfg.trainer.epochs < 1:
-        raise ConfigError(f"Expected trainer.batch_size and epochs of at least 1, but got {cfg.trainer.batch_size}, {cfg.trainer.epochs}.")
+        raise ConfigError(
+            "Expected trainer.batch_size and trainer.epochs of at least 1, "
+            f"but got {cfg.trainer.batch_size} and {cfg.trainer.epochs}."
+        )
 
 
 def make_run_dir(cfg: DictConfig) -> Path:
@@ -154,7 +172,11 @@ def make_run_dir(cfg: DictConfig) -> Path:
 
 def _free_directory(cfg: DictConfig) -> Path:
     folder = RUNS / cfg.scenario.name
-    job = f"-j{HydraConfig.get().job.num}" if HydraConfig.initialized() and HydraConfig.get().job.get("num") is not None else ""
+    job = (
+        f"-j{HydraConfig.get().job.num}"
+        if HydraConfig.initialized() and HydraConfig.get().job.get("num") is not None
+        else ""
+    )
     stem = f"{cfg.strategy.name}-{cfg.backbone.name}-s{cfg.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(10**6):
@@ -233,7 +255,17 @@ def _set_up(
     bars = Progress(functools.partial(progress, console=console))
     recorder = RunRecorder(run_dir, _tracker(cfg))
     return Setting(
-        cfg, device, run_dir, base, scenario, model, _strategy_factory(cfg, device, bars), heads, recorder, console, bars
+        cfg,
+        device,
+        run_dir,
+        base,
+        scenario,
+        model,
+        _strategy_factory(cfg, device, bars),
+        heads,
+        recorder,
+        console,
+        bars,
     )
 
 
@@ -289,7 +321,8 @@ def _check_base(model: MultiTaskModel, scenario: DenseScenario, cfg: DictConfig,
         raise ConfigError(f"{base} has backbone {model.backbone.name}, but backbone.name={cfg.backbone.name}.")
     if set(model.tasks) != set(scenario.base):
         raise ConfigError(
-            f"{base} has learnt {', '.join(model.tasks)}, but scenario.base is {', '.join(scenario.base)}. Make them equal."
+            f"{base} has learnt {', '.join(model.tasks)}, but scenario.base is {', '.join(scenario.base)}. "
+            "Make them equal."
         )
 
 
@@ -309,8 +342,11 @@ def _strategy_factory(cfg: DictConfig, device: str, bars: Any) -> Callable[..., 
 
     trainer = cfg.trainer
     common = {
-        "optimizer": functools.partial(torch.optim.Adam, weight_decay=trainer.weight_decay),
-        **{key: trainer[key] for key in ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")},
+        "optimizer": functools.partial(torch.optim.Adam, weight_decay=trainer.weight_decay, fused=True),
+        **{
+            key: trainer[key]
+            for key in ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
+        },
         "seed": cfg.seed,
         "device": device,
     }
@@ -409,7 +445,10 @@ def _record(setting: Setting, k: int, matrix: TaskMatrix, scores: Mapping[str, M
     matrix.to_csv(run_dir / "task_matrix.csv")
     lost = {task: matrix.forgetting(task) for task in matrix.old_tasks}
     if lost:
-        recorder.metrics({f"forgetting/{task}": v for task, v in (lost | {"mean": matrix.mean_forgetting()}).items()}, len(model.tasks))
+        recorder.metrics(
+            {f"forgetting/{task}": v for task, v in (lost | {"mean": matrix.mean_forgetting()}).items()},
+            len(model.tasks),
+        )
     images, drawn = pictures(setting.scenario, model)
     panels = {task: [(i, t, p) for i, (t, p) in zip(images, pairs, strict=True)] for task, pairs in drawn.items()}
     recorder.predictions(len(model.tasks), panels)
@@ -436,7 +475,9 @@ def _references(setting: Setting) -> dict[str, dict[str, float | None]]:
             setting.console.print(f"references: those of the base's run, {summary.parent}")
             values: dict[str, dict[str, float | None]] = json.loads(summary.read_text())["transfer"]["reference_values"]
             return values
-    names = [FROZEN_PLAIN, FROZEN_PLAIN_CONTROL, FROZEN_PLAIN_MEDUSA] if cfg.references == "auto" else list(cfg.references)
+    names = (
+        [FROZEN_PLAIN, FROZEN_PLAIN_CONTROL, FROZEN_PLAIN_MEDUSA] if cfg.references == "auto" else list(cfg.references)
+    )
     recipe = Recipe(
         setting.scenario,
         functools.partial(instantiate, cfg.backbone),
@@ -504,10 +545,10 @@ def _overview(setting: Setting) -> None:
     from medusa_cl.tracking import panels
 
     images, drawn = pictures(setting.scenario, setting.model)
-    samples = [
-        (image, [(task, *pairs[i]) for task, pairs in drawn.items()]) for i, image in enumerate(images)
-    ]
-    setting.recorder.panel(panels.overview(samples, f"{setting.cfg.strategy.name}: test images, target above prediction"))
+    samples = [(image, [(task, *pairs[i]) for task, pairs in drawn.items()]) for i, image in enumerate(images)]
+    setting.recorder.panel(
+        panels.overview(samples, f"{setting.cfg.strategy.name}: test images, target above prediction")
+    )
 
 
 def _mean_transfer(summary: Mapping[str, Any]) -> float | None:

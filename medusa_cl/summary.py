@@ -74,7 +74,7 @@ def costs(model: MultiTaskModel, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def gflops(model: MultiTaskModel, image_size: tuple[int, int]) -> float:
-    """Count the floating-point operations of one image through backbone and all heads, in 1e9, multiply and add apart."""
+    """Count the floating-point operations of one image through backbone and all heads, in 1e9 (2 x MAC)."""
     device = next(model.parameters()).device
     training = model.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -38,7 +38,7 @@ def find(root: str | None, file: str = FILE) -> Path:
             return path
     raise MissingDataError(
         f"NYUD-v2 was not found. Looked for: {', '.join(looked)}. "
-        "Expected a file of NYUD-v2 in this project's HDF5 format (medusa_cl.data.hdf5 documents it and writes it): set "
+        "Expected NYUD-v2 in this project's HDF5 format (medusa_cl.data.hdf5 documents and writes it): set "
         "scenario.root=FILE.h5 or $MEDUSA_CL_DATA. Nothing to download is needed for scenario=rooms_incremental."
     )
 

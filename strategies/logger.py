@@ -1,4 +1,4 @@
-"""An Avalanche logger that hands every metric value to a tracker, so that any plain Avalanche script can log to MLflow."""
+"""An Avalanche logger that hands metric values to a tracker: any plain Avalanche script can log to MLflow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Medusa: pretrain a backbone on the base tasks, freeze it, and give each new task a fresh attentional head.
 
-Spencer, Bowden, Hadfield, "Medusa: Universal Feature Learning via Attentional Multitasking", CVPRW 2022 (arXiv 2204.05698);
-an open reconstruction, as no code was published.
+Spencer, Bowden, Hadfield, "Medusa: Universal Feature Learning via Attentional Multitasking", CVPRW 2022
+(arXiv 2204.05698); an open reconstruction, as no code was published.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ CACHE = ("auto", "memory", "off")
 class MedusaPlugin(SupervisedPlugin):
     """The freeze, for any of Avalanche's SGD strategies whose model is a `DenseModule`.
 
-    As soon as an experience is learnt, its heads (and after the first one the backbone) are frozen: gradients off and eval mode
-    held, so that neither batch statistics nor optimizer moments can move them. The optimizer is rebuilt over what is
-    left to learn. A frozen backbone's features are computed once per image and view.
+    As soon as an experience is learnt, its heads (and after the first one the backbone) are frozen: gradients off
+    and eval mode held, so that neither batch statistics nor optimizer moments can move them. The optimizer is rebuilt
+    over what is left to learn. A frozen backbone's features are computed once per image and view.
 
     Args:
         freeze: "backbone" freezes it after experience 0; "none" lets every task train it.
         freeze_old_heads: Freeze a head once its task is learnt.
-        cache_features: "auto" keeps a frozen backbone's features in memory where the views are few enough to list, "memory"
-            insists, "off" runs the backbone each time.
+        cache_features: "auto" keeps a frozen backbone's features in memory where the views are few enough to list,
+            "memory" insists, "off" runs the backbone each time.
         seed: What order and views depend on where the host strategy has no seed of its own.
         kept: Features kept before, to be shared by strategies on the same frozen backbone.
 
@@ -74,7 +74,7 @@ class MedusaPlugin(SupervisedPlugin):
             self.freeze_learnt(strategy.model)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Rebuild the optimizer over what is trainable, and load by counters, from kept features where there are some."""
+        """Rebuild the optimizer over what is trainable; load by counters, from kept features where there are some."""
         if not isinstance(strategy, DenseTemplate):
             rebuild_optimizer(strategy.optimizer, parameter_groups(strategy.model, None, None))
             strategy.dataloader = train_loader(strategy, seed=self.seed, features=self._kept(strategy, train=True))

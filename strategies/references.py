@@ -1,6 +1,7 @@
 """What a run is measured against: plain multitask features under plain, control and Medusa heads, and single-task nets.
 
-Each reference is learnt on the same data, with the same backbone, seed and trainer, and kept under a hash of all it depends on.
+Each reference is learnt on the same data, with the same backbone, seed and trainer, and kept under a hash of all it
+depends on.
 """
 
 from __future__ import annotations

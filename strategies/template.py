@@ -1,7 +1,7 @@
 """What dense training changes in Avalanche's supervised template, and nothing else of it.
 
-The model is a thin `MultiTaskModule` around ours, the criterion is routed by the batch, batches come from our loader, and the
-optimizer is rebuilt over the trainable parameters for every experience.
+The model is a thin `MultiTaskModule` around ours, the criterion is routed by the batch, batches come from our loader,
+and the optimizer is rebuilt over the trainable parameters for every experience.
 """
 
 from __future__ import annotations
@@ -335,7 +335,8 @@ class DenseTemplate(SupervisedTemplate):
         bad = [task for task, loss in self.mb_losses.items() if not torch.isfinite(loss)]
         step = getattr(self.dataloader, "step", "?")
         return (
-            f"The loss is {float(self.loss)} at step {step} of \"{self.experience.name}\" (in: {', '.join(bad) or 'a plugin'}). "
+            f'The loss is {float(self.loss)} at step {step} of "{self.experience.name}" '
+            f"(in: {', '.join(bad) or 'a plugin'}). "
             f"Try a lower trainer.lr_head (now {self.lr_head:g}) or trainer.lr_backbone (now {self.lr_backbone:g}), "
             "trainer.precision=32, or look at the targets of that task."
         )

@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+
 from fake_data import fake_dense_hdf5
 
 if TYPE_CHECKING:

@@ -88,7 +88,9 @@ def test_an_index_may_repeat_and_count_from_the_end(contents: Images, data: st.D
 def test_a_mask_keeps_its_images(contents: Images, seed: int) -> None:
     mask = torch.rand(len(contents), generator=torch.Generator().manual_seed(seed)) < 0.5
     batch = batch_of(contents, aux=True)
-    kept, left = ([image for image, chosen in zip(contents, mask.tolist(), strict=True) if chosen is c] for c in (True, False))
+    kept, left = (
+        [image for image, chosen in zip(contents, mask.tolist(), strict=True) if chosen is c] for c in (True, False)
+    )
     assert contents_of(batch[mask]) == kept
     assert contents_of(torch.cat([batch[mask], batch[~mask]])) == kept + left  # type: ignore[list-item, arg-type]
 

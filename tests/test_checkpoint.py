@@ -95,9 +95,7 @@ def test_precision_is_kept(tiny_model: Callable[..., MultiTaskModel], tmp_path: 
     assert load_model(save_model(tiny_model("depth", precision="bf16"), tmp_path)).precision == "bf16"
 
 
-def test_a_task_of_ones_own_is_passed(
-    tiny_model: Callable[..., MultiTaskModel], tmp_path: Path, image: Tensor
-) -> None:
+def test_a_task_of_ones_own_is_passed(tiny_model: Callable[..., MultiTaskModel], tmp_path: Path, image: Tensor) -> None:
     import dataclasses
 
     own = dataclasses.replace(tasks.depth(), name="disparity", kind="disparity")
@@ -172,3 +170,12 @@ def test_a_head_of_ones_own_is_refused_with_its_name(tiny_model: Callable[..., M
     save_model(tiny_model("depth", head=OwnHead), tmp_path)
     with pytest.raises(WeightsError, match=r"OwnHead"):
         load_model(tmp_path)
+
+
+def test_a_model_without_heads_needs_to_be_told_what_heads_are_like(
+    tiny_model: Callable[..., MultiTaskModel], tmp_path: Path
+) -> None:
+    save_model(tiny_model(), tmp_path)
+    with pytest.raises(WeightsError, match=r"Pass head="):
+        load_model(tmp_path)
+    assert list(load_model(tmp_path, head=PlainHead).tasks) == []

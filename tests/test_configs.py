@@ -2,20 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fake_data import fake_dense_hdf5
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fake_data import fake_dense_hdf5
 from medusa_cl.configs.check import check_overrides, groups
-from medusa_cl.errors import ConfigError
+from medusa_cl.errors import ConfigError, MissingDataError, TaskError
 from medusa_cl.models import Backbone, MultiTaskModel
+from medusa_cl.run import instantiate
 
 GROUPS = groups()
 TRAINER = {
@@ -65,32 +64,32 @@ def test_the_defaults_are_the_demos() -> None:
     assert cfg.out is None
 
 
-@options("scenario")
-def test_scenarios_name_what_they_are_called_and_take_their_keys(name: str) -> None:
-    cfg = config(f"scenario={name}", "scenario.base=[semseg]", "scenario.stream=[depth]")
-    assert cfg.scenario.name == name
-    with pytest.raises(Exception, match="Did you mean"):  # every key is an argument: the names alone are wrong
-        instantiate(cfg.scenario, base=["semsegg"], **_source_of(name))
-
-
-def _source_of(name: str) -> dict[str, Any]:
-    return {"root": str(NYUD)} if name.startswith("nyud") else {}
-
-
-NYUD = Path()
-
-
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def nyud_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    global NYUD
-    NYUD = fake_dense_hdf5(tmp_path_factory.mktemp("nyud") / "NYUD_MT.h5", {"train": 2, "test": 1}, classes=40)
-    return NYUD
+    return fake_dense_hdf5(tmp_path_factory.mktemp("nyud") / "NYUD_MT.h5", {"train": 2, "test": 1}, classes=40)
+
+
+@options("scenario")
+def test_scenarios_take_all_the_keys_they_are_configured_with(name: str, nyud_file: Path) -> None:
+    source = [f"scenario.root={nyud_file}"] if name.startswith("nyud") else []
+    cfg = config(f"scenario={name}", "scenario.base=[semsegg]", "scenario.stream=[depth]", *source)
+    assert cfg.scenario.name == name
+    with pytest.raises(TaskError, match='Did you mean "semseg"'):  # cheap: names are looked at before anything is made
+        instantiate(cfg.scenario)
 
 
 def test_the_nyud_scenario_is_made_of_its_configuration(nyud_file: Path) -> None:
     scenario = instantiate(config("scenario=nyud_incremental", f"scenario.root={nyud_file}").scenario)
     assert scenario.groups == [("semseg", "depth"), ("normals",), ("edges",)]
     assert scenario.augmentation.zooms == (1.0, 1.2, 1.5)
+
+
+def test_errors_of_what_is_made_arrive_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=r"absent\.h5") as caught:
+        instantiate(config("scenario=nyud_incremental", f"scenario.root={tmp_path / 'absent.h5'}").scenario)
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match=r'Did you mean "resnet18"'):
+        instantiate(config("backbone.name=resnet18x", "backbone.pretrained=false").backbone)
 
 
 @options("backbone")
@@ -122,10 +121,12 @@ def test_strategies_are_made_on_a_model(name: str, tiny_model: Callable[..., Mul
     cfg = config(f"strategy={name}")
     assert cfg.strategy.name == name
     chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
-    strategy = instantiate(chosen)(tiny_model("semseg"), batch_size=2)
+    strategy = instantiate(chosen)(model=tiny_model("semseg"), batch_size=2)
     frozen = cfg.strategy.freeze == "backbone"
     assert strategy.model.backbone.frozen is frozen
-    assert all(p.requires_grad is not cfg.strategy.freeze_old_heads for p in strategy.model.heads["semseg"].parameters())
+    assert all(
+        p.requires_grad is not cfg.strategy.freeze_old_heads for p in strategy.model.heads["semseg"].parameters()
+    )
 
 
 @options("plugins")
@@ -133,7 +134,7 @@ def test_plugins_compose_with_a_strategy(name: str, tiny_model: Callable[..., Mu
     cfg = config(f"plugins=[{name}]", "strategy=finetune")
     plugins = [instantiate(plugin) for plugin in cfg.plugins.values()]
     chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
-    strategy = instantiate(chosen)(tiny_model(), plugins=plugins)
+    strategy = instantiate(chosen)(model=tiny_model(), plugins=plugins)
     assert len(plugins) == 1
     assert plugins[0] in strategy.plugins
 
@@ -181,6 +182,7 @@ def test_frozen_plain_brings_its_head() -> None:
         ["hydra.sweep.dir=x", "hydra/launcher=joblib", "hydra/sweeper=optuna"],
         ["--help"],
         ["--cfg", "job"],
+        ["-m", "strategy=choice(medusa,finetune)"],
         ["-cd", "elsewhere", "strategy=mine"],
         ["--config-dir=elsewhere", "strategy=mine"],
         ["seed="],

@@ -16,13 +16,15 @@ from medusa_cl.errors import TrainingError
 from medusa_cl.models.backbone import Backbone
 
 
-def in_batches_of(backbone: Backbone, images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+def in_batches_of(
+    backbone: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, batch_size: int
+) -> tuple[Tensor, ...]:
     """Run the backbone on batches of exactly `batch_size`, whatever the number of images.
 
     Kernels, and so the last bits, may differ between batch sizes; the last batch is padded by repeating an image.
 
     Args:
-        backbone: A backbone in eval mode.
+        backbone: A backbone in eval mode, or however else features are made of images B 3 H W.
         images: B 3 H W float32 in [0, 1].
         batch_size: Images a batch.
 
@@ -84,7 +86,7 @@ class FrozenFeatures:
 
     def _compute(self, indices: Sequence[int], view: View) -> list[Tensor]:
         seen = torch.stack([self._seen(i, view) for i in indices])
-        features = in_batches_of(self._forward, seen.to(self._device), self._batch_size)  # type: ignore[arg-type]
+        features = in_batches_of(self._forward, seen.to(self._device), self._batch_size)
         return [scale.to("cpu", torch.float32, memory_format=torch.contiguous_format) for scale in features]
 
     def _seen(self, index: int, view: View) -> Tensor:

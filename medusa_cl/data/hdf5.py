@@ -256,14 +256,13 @@ class HDF5Writer:
         Raises:
             DataError: An array does not fit its field or the images before it.
         """
-        sizes = self._check(group, arrays)
-        has = {name: np.ones(sizes, bool) for name in arrays}
-        has.update({name: np.asarray(there, bool) for name, there in (present or {}).items()})
-        digests = np.stack([self._digest(arrays, has, row) for row in range(sizes)])
+        size = self._check(group, arrays)
+        has = {name: np.ones(size, bool) for name in arrays} | _present(present or {}, arrays)
+        digests = np.stack([self._digest(arrays, has, row) for row in range(size)])
         parts = self._file.require_group(group)
         start = self.count(group)
         for name in sorted({*arrays, *_fields(parts)}):
-            self._extend(parts, name, start, arrays.get(name), has.get(name, np.zeros(sizes, bool)))
+            self._extend(parts, name, start, arrays.get(name), has.get(name, np.zeros(size, bool)))
         self._file.flush()
         _put(parts, "digest", start, digests)  # last: it is what makes the rows count
         parts.attrs["content_hash"] = _content_hash(parts["digest"][()])
@@ -381,6 +380,9 @@ class HDF5Data:
 
     def __len__(self) -> int:
         return self._size
+
+    def __repr__(self) -> str:
+        return f"{self.path} ({self.group}, {self._size} images)"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_arrays": {}, "_file": None}
@@ -504,8 +506,7 @@ def _open(path: Path, mode: str) -> h5py.File:
         # Locks fail on many network file systems, and readers do not need them.
         file = h5py.File(path, mode, locking=False if mode == "r" else None)
     except OSError as error:
-        reason = f"{path} cannot be read as HDF5: it is cut short, of another format, or open for writing elsewhere."
-        raise DataError(f"{reason} {_REMAKE}") from error
+        raise DataError(f"{path} {_why_not_open(error)}") from error
     found, version = file.attrs.get("format"), file.attrs.get("version", 0)
     if found == FORMAT and version <= VERSION and "about" in file.attrs:
         return file
@@ -513,6 +514,29 @@ def _open(path: Path, mode: str) -> h5py.File:
     if found == FORMAT and version > VERSION:
         raise DataError(f"{path} has version {version} of the format, newer than {VERSION}: update medusa_cl.")
     raise DataError(f"{path} is HDF5 of another format (attribute `format`: {found!r}, not {FORMAT!r}). Convert it.")
+
+
+def _why_not_open(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"cannot be opened: {error}. Check who may read it."
+    if " lock" in str(error) or "already open" in str(error):
+        # Advice to delete what another program is just writing would cost the user that file.
+        return (
+            f"is open elsewhere, or on a file system without locks: {error}. Close it there; without locks, set "
+            "HDF5_USE_FILE_LOCKING=FALSE."
+        )
+    return f"cannot be read as HDF5, it is cut short or of another format: {error}. {_REMAKE}"
+
+
+def _present(present: Mapping[str, Sequence[bool] | Array], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    has = {name: np.asarray(there, bool) for name, there in present.items()}
+    for name, there in has.items():
+        if name == "image" or name not in arrays or there.shape != arrays[name].shape[:1]:
+            raise DataError(
+                f"Expected `present` to hold one truth value an image for targets among {sorted(arrays)}, "
+                f"but got {there.shape} for `{name}`."
+            )
+    return has
 
 
 def _fields(group: h5py.Group) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Loading whose every choice is a pure function of a counter, never of a global state or a worker's.
 
-The order of a pass is f(seed, tasks, epoch) and the view of an image f(seed, tasks, epoch, image index), so the same numbers come
-out for any number of workers, and a run can go on from any step knowing only where it stopped.
+The order of a pass is f(seed, tasks, epoch) and the view of an image f(seed, tasks, epoch, image index), so the same
+numbers come out for any number of workers, and a run can go on from any step knowing only where it stopped.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ class View:
     def of(self, sample: Sample, tasks: Mapping[str, DenseTask]) -> Sample:
         """Return the sample seen so, targets changed with the image."""
         image, targets = sample.image, sample.targets
+        if self == IDENTITY:
+            return sample
+        assert isinstance(image, Tensor)  # features are those of a view already
         if self.zoom != 1.0:
             image, targets = transforms.zoom(image, targets, tasks, self.zoom, self.top, self.left)
         if self.flip:

@@ -34,6 +34,7 @@ DEFAULT_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # mlflow's own defaults (7 retries, 120 s) hold training up for minutes when the server is down.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -221,12 +222,15 @@ class MLflowTracker:
 
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
+        # Our models take two forms of image batch, which no signature describes: the warning leads nowhere.
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
         try:
             with mlflow.start_run(run_id=self.run_id, nested=True, log_system_metrics=False):
                 yield
             self.client.update_run(self.run_id, status="RUNNING")
         finally:
             mlflow.set_tracking_uri(before)
+            logging.getLogger("mlflow.pyfunc").setLevel(logging.NOTSET)
 
 
 def store_uri(uri: str | None, runs: Path) -> str:

@@ -114,7 +114,7 @@ def transfer_bars(summary: Mapping[str, Any]) -> Picture:
     entries = {task: summary["transfer"]["per_task"].get(task, {}) for task in tasks}
     shown = [bar for bar in BARS if any(finite(entries[task].get(bar[0])) is not None for task in tasks)]
     height = 0.26 * max(1, len(shown)) + 0.34
-    figure = _figure(9.6, 1.3 + height * max(1, len(tasks)) + 0.24 * len(shown))
+    figure = _figure(9.6, 1.3 + height * (len(tasks) if shown else 1) + 0.24 * len(shown))
     axes = _axes(figure, 1.95, 0.55 + 0.24 * len(shown), 0.3, 0.72)
     _title(figure, "What the new tasks gained", _subtitle(summary))
     if not shown:

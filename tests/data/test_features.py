@@ -52,7 +52,7 @@ def test_batches_are_full_whatever_the_number_of_images(backbone: Backbone, imag
     whole = in_batches_of(backbone, images, 3)
     for count in range(1, 8):
         spy = Spy(backbone)
-        part = in_batches_of(spy, images[:count], 3)  # type: ignore[arg-type]
+        part = in_batches_of(spy, images[:count], 3)
         assert set(spy.sizes) == {3}
         assert all(torch.equal(p, w[:count]) for p, w in zip(part, whole, strict=True))
 

@@ -21,7 +21,7 @@ Batch = list[Any]
 
 
 class Counted:
-    """A source without a file: image i is filled with i/255; every third image has no depth, every fifth none at all."""
+    """A source without a file: image i is all i; every third has no depth, every fifth no label at all."""
 
     content_hash = "counted"
     fields = ("semseg", "depth")

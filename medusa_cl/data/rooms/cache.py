@@ -72,7 +72,7 @@ def rooms_file(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A script without the guard runs again in each worker; waiting for the lock there would wait for ever.
         raise DataError(
-            "rooms_file was called while a worker process starts: put the script under `if __name__ == \"__main__\":`."
+            'rooms_file was called while a worker process starts: put the script under `if __name__ == "__main__":`.'
         )
     path = rooms_path(size)
     try:

@@ -89,9 +89,7 @@ def dresser(draw: Draw, style: Style) -> Piece:
     return piece
 
 
-def _set_out(
-    draw: Draw, style: Style, piece: Piece, half_x: float, half_z: float, height: float, count: int
-) -> None:
+def _set_out(draw: Draw, style: Style, piece: Piece, half_x: float, half_z: float, height: float, count: int) -> None:
     """Stand things side by side on a top."""
     for k in range(count):
         x = half_x * ((2 * k + 1) / count - 1.0 + draw.uniform(-0.3, 0.3) / count)

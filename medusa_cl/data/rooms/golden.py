@@ -5,14 +5,14 @@ import hashlib
 from medusa_cl.data.rooms.render import render_room
 
 GOLDEN: dict[str, dict[str, str]] = {
-    "0@48x64": {
-        "image": "f44214f1d06b21ded365793c8df829fadc0c0c1337487664bb3b5a6bebef973f",
-        "semseg": "e0919fabbc42e163a5322eef80999273d381f0fc366f89522badb01c2ba7d391",
-        "depth": "a1897b6c29add334f7415c0585855ca7469bf3310169548149e49fef97b2513e",
-        "normals": "66a97e24e1f82513d9809dc37fa78f0a7400d76a993cd1979c01dbc4462447ed",
-        "edges": "1c287d594a638e643ac6e07672947b8e1b0e77cf4c7ec4d52ac96624157ee685",
-        "reshading": "47fd8ba551ef659d8de55ac8dcec4b2703d757bdd5211801f41aed92a4e87e29",
-        "instances": "a4a6a191ff185089878dcfc3255dada03f0e63eec8a0048dcb265d8e3c0ad9b2",
+    "5@48x64": {
+        "image": "cb7fd96e0080863c269954a3d267cdfc366a1ecb134808a99a505a428fcedd5b",
+        "semseg": "63729b75cfcbb0d8df5f49fb8fd209aa6ebca8205edec5bb38e271544039e34c",
+        "depth": "143c12a0411247f5cdf16d8359780e693920e36384be8df53921c676e609bfdc",
+        "normals": "4815c3eeb7b3400a60a9e239ae69a23801c040ed653aad9318256fb7fc31d834",
+        "edges": "11fa0eaf32de083de9ff7599fc76da5d6dc676a0f365152f78b419503c8a9822",
+        "reshading": "531432be329d51c1f4ef7f36710262e27d3169c8dd43a39483aab790b5fdbd5e",
+        "instances": "98331e128919a711d95f728a4fd98315ad379ebbc4fab7985f418e59ebbfc930",
     },
     "5000001@48x64": {
         "image": "8898aee3e1c4f140d3a039499abb92e058b5a7fc3d389baf9cbbe47dff97a36c",

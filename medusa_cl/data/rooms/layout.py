@@ -374,7 +374,7 @@ def _aimed(scene: Scene, eye: Vec, target: Vec, roll: float, reach: float) -> Sc
 def _interest(scene: Scene) -> float:
     """How much there is to see in a 12 x 16 picture of the larger parts: classes, instances, nothing near by."""
     size = (12, 16)
-    scene = replace(scene, parts=tuple(part for part in scene.parts if max(part.half) > 0.12))
+    scene = replace(scene, parts=tuple(part for part in scene.parts if sorted(part.half)[1] > 0.1))
     rows, columns = np.divmod(np.arange(size[0] * size[1]), size[1])
     rays = camera_rays(scene.camera, columns.astype(np.float32) + 0.5, rows.astype(np.float32) + 0.5, size)
     hits = first_hits(scene, rays, size)

@@ -1,0 +1,101 @@
+"""What README and CONTRIBUTING tell people to type works."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from fake_data import fake_dense_hdf5
+from medusa_cl.configs.check import check_overrides
+from medusa_cl.run import run
+
+ROOT = Path(__file__).parents[1]
+README, CONTRIBUTING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+COMMANDS = re.findall(r"^python -m medusa_cl\.run(.*)$", README, re.MULTILINE)
+
+
+def section(title: str) -> tuple[dict[str, str], int]:
+    """Return the code blocks of a section of CONTRIBUTING by language, and how many lines of code they have."""
+    text = CONTRIBUTING.split(f"## {title}\n")[1].split("\n## ")[0]
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
+    return blocks, sum(len(block.splitlines()) for block in blocks.values())
+
+
+def small(data: Path, *overrides: str) -> list[str]:
+    return [
+        "backbone.name=test_efficientnet", "backbone.pretrained=false", "head.width=8", "head.mix_width=8",
+        "trainer.base_steps=1", "trainer.max_steps=1", "trainer.batch_size=4", "trainer.threads=1", "tracking=off",
+        "references=none", f"scenario.root={data}", *overrides,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return fake_dense_hdf5(tmp_path / "kitchens.h5", {"train": 4, "test": 2})
+
+
+def test_add_a_task_as_told() -> None:
+    blocks, lines = section("Add a task")
+    assert lines <= 15
+    names: dict[str, object] = {}
+    exec(compile(blocks["python"], "CONTRIBUTING.md", "exec"), names)
+    task = names["inverse_depth"]
+    assert (task.name, task.unit, task.higher_is_better) == ("inverse_depth", "1/m", False)  # type: ignore[attr-defined]
+
+
+def written(folder: Path, title: str, module: str, yaml: str) -> None:
+    blocks, lines = section(title)
+    assert lines <= 15
+    (folder / f"{module}.py").write_text(blocks["python"])
+    (folder / yaml).parent.mkdir(parents=True)
+    (folder / yaml).write_text(blocks["yaml"])
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()
+
+
+def test_add_a_scenario_as_told(data: Path, tmp_path: Path) -> None:
+    written(tmp_path, "Add a scenario", "kitchens", "conf/scenario/kitchens.yaml")
+    summary = run_with(tmp_path / "conf", *small(data), "scenario=kitchens")
+    assert (summary["scenario"], summary["base"], summary["stream"]) == ("kitchens", ["depth"], ["normals"])
+
+
+def test_add_a_strategy_as_told(data: Path, tmp_path: Path) -> None:
+    written(tmp_path, "Add a strategy", "halve_loss", "conf/plugins/halve_loss.yaml")
+    arguments = (
+        "scenario=nyud_incremental",
+        "plugins=[halve_loss]",
+        "scenario.base=[depth]",
+        "scenario.stream=[normals]",
+    )
+    assert run_with(tmp_path / "conf", *small(data), *arguments)["strategy"] == "medusa+halve_loss"
+
+
+def run_with(folder: Path, *overrides: str) -> dict[str, object]:
+    """As --config-dir does it: the user's folder is searched besides ours."""
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        cfg = compose("config", [f"hydra.searchpath=[file://{folder}]", *overrides])
+    return run(cfg)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme_compose(command: str) -> None:
+    arguments = [a for a in command.split("#")[0].split() if a != "-m"]
+    check_overrides(arguments)
+    single = [a.split(",")[0] if "=" in a and "[" not in a else a for a in arguments]
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        compose("config", single)
+
+
+def test_the_readme_names_commands() -> None:
+    assert len(COMMANDS) >= 4
+    for target in ("make demo", "make test"):
+        assert target in README
+    for picture in re.findall(r"\]\(((?!http)[^)#]+\.png)\)", README):
+        assert (ROOT / picture).is_file()
