@@ -155,7 +155,7 @@ def make_run_dir(cfg: DictConfig) -> Path:
     Raises:
         ConfigError: It is there and not empty.
     """
-    path = Path(cfg.out) if cfg.out else _free_directory(cfg)
+    path: Path = Path(cfg.out) if cfg.out else _free_directory(cfg)
     if path.is_dir() and any(path.iterdir()):
         if not cfg.overwrite:
             raise ConfigError(
@@ -171,12 +171,10 @@ def make_run_dir(cfg: DictConfig) -> Path:
 
 
 def _free_directory(cfg: DictConfig) -> Path:
-    folder = RUNS / cfg.scenario.name
-    job = (
-        f"-j{HydraConfig.get().job.num}"
-        if HydraConfig.initialized() and HydraConfig.get().job.get("num") is not None
-        else ""
-    )
+    folder = RUNS / str(cfg.scenario.name)
+    job_config: Any = HydraConfig.get().job if HydraConfig.initialized() else {}
+    number = OmegaConf.select(job_config, "num") if job_config else None
+    job = "" if number is None else f"-j{number}"
     stem = f"{cfg.strategy.name}-{cfg.backbone.name}-s{cfg.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(10**6):
@@ -249,9 +247,10 @@ def _set_up(
         if base is None
         else load_model(base, scenario.tasks, instantiate(cfg.head))
     )
+    model.precision = str(cfg.trainer.precision)
     _check_base(model, scenario, cfg, base)
     if cfg.trainer.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     bars = Progress(functools.partial(progress, console=console))
     recorder = RunRecorder(run_dir, _tracker(cfg))
     return Setting(

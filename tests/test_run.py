@@ -18,7 +18,8 @@ from medusa_cl.errors import ConfigError, DataError, MissingDataError, TaskError
 from medusa_cl.run import run
 
 SMALL = [
-    "scenario=nyud_incremental", "scenario.augment.zooms=[1.0]", "backbone.name=test_efficientnet", "backbone.pretrained=false",
+    "scenario=nyud_incremental", "scenario.augment.zooms=[1.0]",
+    "backbone.name=test_efficientnet", "backbone.pretrained=false",
     "head.width=8", "head.mix_width=8", "trainer.base_steps=3", "trainer.max_steps=3", "trainer.batch_size=4",
     "trainer.threads=1", "trainer.device=cpu", "tracking=off",
 ]  # fmt: skip
@@ -220,7 +221,7 @@ def test_a_damaged_file_is_named(nyud: Path, home: Path) -> None:
 def test_a_run_directory_in_use_is_refused(nyud: Path, home: Path) -> None:
     (home / "mine").mkdir()
     (home / "mine" / "precious.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="mine is not empty. Add overwrite=true"):
+    with pytest.raises(ConfigError, match=r"mine is not empty\. Add overwrite=true"):
         run(small(nyud, "out=mine"))
     assert (home / "mine" / "precious.txt").read_text() == "keep"
     run(small(nyud, "out=mine", "overwrite=true", "references=none", "scenario.stream=[normals]"))

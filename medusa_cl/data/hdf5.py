@@ -173,8 +173,9 @@ def decode(field: Field, stored: Array) -> Array:
         return stored.astype(np.int64)
     values: Array = stored.astype(np.float32) * np.float32(field.scale)
     if field.kind == "vector":
-        length = np.sqrt(np.sum(np.square(values), axis=-1, keepdims=True))
-        values /= np.where(length > 0, length, 1)
+        x, y, z = values[..., 0], values[..., 1], values[..., 2]  # numpy reduces over a short axis ten times slower
+        length = np.sqrt(x * x + y * y + z * z)
+        values /= np.where(length > 0, length, 1)[..., None]
     elif field.ignore:  # zero stays zero under any scale
         values[stored == field.ignore] = field.ignore
     return values

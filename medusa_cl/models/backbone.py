@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medusa_cl.errors import ConfigError, WeightsError, unknown
+from medusa_cl.randomness import seeded
 
 STRIDES = (4, 8, 16, 32)
 HUB_PATIENCE = 5.0  # seconds; the hub's client by itself retries for most of a minute without a network
@@ -129,15 +130,6 @@ class Backbone(nn.Module):
         return F.pad((image - self.mean) / self.std, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
 
 
-@contextmanager
-def initialised_from(seed: int) -> Iterator[None]:
-    """Make modules within as a pure function of `seed`; the global random state is as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reseed accelerators too; modules are initialised on the CPU.
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _build(name: str, seed: int, pretrained: bool = False) -> Any:
     import timm
 
@@ -147,7 +139,7 @@ def _build(name: str, seed: int, pretrained: bool = False) -> Any:
     if name.startswith("hrnet"):
         options["feature_location"] = ""  # the branches themselves (18, 36, ...), not the widened classifier inputs
     try:
-        with initialised_from(seed):
+        with seeded("backbone", seed):
             return _create_for_any_size(name, options)
     except (RuntimeError, TypeError, AssertionError, AttributeError) as error:
         if pretrained:
@@ -243,7 +235,7 @@ def _renamed(state: Mapping[str, Tensor], name: str, source: str) -> Mapping[str
     """Give a package's tensors timm's names, by order."""
     import timm
 
-    with initialised_from(0):
+    with seeded("replaced"):
         expected = timm.create_model(name).state_dict()
     if [tuple(x.shape) for x in state.values()] != [tuple(x.shape) for x in expected.values()]:
         raise WeightsError(

@@ -17,9 +17,9 @@ from medusa_cl import tasks as known_tasks
 from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
 from medusa_cl.losses import at_size
 from medusa_cl.models import heads as known_heads
-from medusa_cl.models.backbone import Backbone, initialised_from
+from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.heads import HeadFactory, HeadOutput
-from medusa_cl.randomness import generator
+from medusa_cl.randomness import seeded
 from medusa_cl.tasks import DenseTask
 
 FILE_FORMAT = "medusa-cl head 1"
@@ -66,7 +66,7 @@ class MultiTaskModel(nn.Module):
             TaskError: A task of that name is already there.
         """
         self._refuse_twice(task.name)
-        with initialised_from(generator("head", seed, task.name).initial_seed()):
+        with seeded("head", seed, task.name):
             made = (head or self.head)(self.backbone.channels, task.channels)
         self._attach(task, made)
 
@@ -290,5 +290,5 @@ def _rebuild(saved: Mapping[str, Any], channels: Sequence[int], outputs: int, he
             unknown("kind of head", saved["class"], known_heads.BUILT_IN) + " Pass head= to load your own."
         )
     factory = head or functools.partial(known_heads.BUILT_IN[saved["class"]], **saved["config"])
-    with initialised_from(0):  # the values are replaced; this only keeps the global random state as it was
+    with seeded("replaced"):  # the values are replaced; this only keeps the global random state as it was
         return factory(channels, outputs)

@@ -66,7 +66,7 @@ def test_naive_without_the_plugin_moves_old_tasks(tiny_model: Model, tiny_scenar
 def test_heads_are_made_in_training_only(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
     strategy = Medusa(model=tiny_model(), max_steps=1, batch_size=4)
     strategy.train(tiny_scenario.train_stream[0], eval_streams=[])
-    with pytest.raises(TaskError, match='"normals" was never learnt.*Learnt: semseg, depth'):
+    with pytest.raises(TaskError, match=r'"normals" was never learnt.*Learnt: semseg, depth'):
         strategy.eval(tiny_scenario.test_stream[:2])
     assert set(strategy.model.tasks) == {"semseg", "depth"}
 
