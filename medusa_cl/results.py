@@ -283,6 +283,11 @@ def summary_parts(
     }
 
 
+# What stands between two references on the same plain features; this run's backbone and heads do not enter it.
+_BETWEEN = (
+    ("head_gain", FROZEN_PLAIN_MEDUSA, FROZEN_PLAIN),
+    ("attention_gain", FROZEN_PLAIN_MEDUSA, FROZEN_PLAIN_CONTROL),
+)
 # Name of the mean over new tasks, of the task's own entry, and the reference that the run's value stands against.
 _AGAINST = (
     ("ufl_delta", "delta", SINGLE_TASK),
@@ -298,11 +303,14 @@ def _gains(
     """Transfer of each new task and its means over them, with reasons in the place of missing numbers."""
     per_task = {task: _task_gains(matrix, task, references, medusa_head) for task in matrix.stream}
     means: dict[str, _Outcome] = {}
-    for name, entry, _ in (*_AGAINST, ("head_gain", "head_gain", "")):
-        mean = _mean({task: gains[entry] for task, gains in per_task.items()}, "no new task was learnt")
-        # The gain of the head is between two references: it does not depend on this run's backbone.
-        means[name] = mean if frozen or name == "head_gain" else "the backbone was not frozen"
+    for name, entry, _ in _AGAINST:
+        means[name] = _mean_gain(per_task, entry) if frozen else "the backbone was not frozen"
+    means |= {name: _mean_gain(per_task, name) for name, _, _ in _BETWEEN}
     return {**means, "per_task": per_task}
+
+
+def _mean_gain(per_task: Mapping[str, Mapping[str, _Outcome]], entry: str) -> _Outcome:
+    return _mean({task: gains[entry] for task, gains in per_task.items()}, "no new task was learnt")
 
 
 def _task_gains(
@@ -316,8 +324,8 @@ def _task_gains(
     gains = {entry: against(learnt, name) for _, entry, name in _AGAINST}
     if not medusa_head:
         gains["feature_gain"] = "the heads of this run are not the Medusa heads of the reference"
-    head = against(_reference(references, FROZEN_PLAIN_MEDUSA, task), FROZEN_PLAIN)
-    return {"value": learnt, **gains, "head_gain": head}
+    between = {entry: against(_reference(references, name, task), than) for entry, name, than in _BETWEEN}
+    return {"value": learnt, **gains, **between}
 
 
 def _reference(references: Mapping[str, Mapping[str, float | None]], name: str, task: str) -> _Outcome:

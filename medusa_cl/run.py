@@ -6,13 +6,14 @@ This is where configuration ends: everything below gets plain values, objects an
 from __future__ import annotations
 
 import functools
-import shutil
+import json
+import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 import hydra.utils
@@ -20,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from medusa_cl import __version__
+from medusa_cl import __version__, rundir
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.errors import ConfigError, MedusaError, unknown
 
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from medusa_cl.results import TaskMatrix
     from medusa_cl.scenarios.dense import DenseScenario
     from medusa_cl.strategies.medusa import Medusa
+    from medusa_cl.strategies.references import Recipe
     from medusa_cl.tracking import RunRecorder
 
-RUNS = Path("runs")
+Values = dict[str, dict[str, float | None]]
+MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
 
 
 def main() -> None:
@@ -45,32 +48,41 @@ def main() -> None:
 
 @hydra.main(config_path="pkg://medusa_cl.configs", config_name="config", version_base="1.3")
 def _hydra_main(cfg: DictConfig) -> float | None:
+    overrides = list(HydraConfig.get().overrides.task)
     try:
-        summary = run(cfg)
-        for line in cfg.get("compare") or []:
-            run(_compared(line, summary["run_dir"]))
+        return _with_comparisons(cfg, overrides)
     except MedusaError as error:
         _fail(error)
-    value = summary["objective"]
-    return None if value is None else float(value)
 
 
-def _fail(error: MedusaError) -> None:
+def _fail(error: MedusaError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 
-def _compared(line: str, base: str) -> DictConfig:
-    """Compose the configuration of a run that starts from another one's base."""
-    overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in ("out", "compare")]
-    return hydra.compose("config", [*overrides, "++compare=[]", *line.split(), f"base={base}"])
+def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Learn the run and those it is compared to, then report on each: references may be learnt beside all of them."""
+    first = learn_stream(cfg, overrides)
+    with first.references_beside():
+        learnt = [first]
+        for line in cfg.get("compare") or []:
+            kept = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "experiment", "overwrite")]
+            chosen = [*kept, *line.split()]
+            other = hydra.compose("config", chosen)
+            other.base = str(first.run_dir)
+            other.trainer.threads = cfg.trainer.threads
+            learnt.append(learn_stream(other, chosen))
+        summaries = [finish(run) for run in learnt]
+    objective = summaries[0]["objective"]
+    return None if objective is None else float(objective)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Learn the stream that a configuration describes.
+def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Learn the stream that a configuration describes, and report.
 
     Args:
         cfg: The composed configuration.
+        overrides: What it was composed of, for the record.
 
     Returns:
         The summary, with "run_dir" and "objective", the number that a sweep maximises: the mean transfer.
@@ -78,41 +90,87 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         MedusaError: Something about configuration, data, weights or training that the message says how to mend.
     """
+    learnt = learn_stream(cfg, overrides)
+    with learnt.references_beside():
+        return finish(learnt)
+
+
+@dataclass
+class Run:
+    """A run: what it is made of, and what it has learnt so far."""
+
+    cfg: DictConfig
+    device: str
+    run_dir: Path
+    base: Path | None
+    scenario: DenseScenario
+    model: MultiTaskModel
+    make_strategy: Callable[..., Medusa]
+    recorder: RunRecorder
+    console: Any
+    bars: Any
+    weights_hash: str
+    stages: dict[str, float]
+    matrix: TaskMatrix | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    beside: Any = None
+
+    def references_beside(self) -> ExitStack:
+        """Return a context that ends the process which learns references, should it still run."""
+        stack = ExitStack()
+        if self.beside is not None:
+            stack.callback(self.beside.terminate)
+        return stack
+
+
+def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
+    """Set a run up, cheap checks first, and learn its stream."""
     import torch
 
-    from medusa_cl.tracking.console import make_console, report
+    from medusa_cl.learn import timed
+    from medusa_cl.tracking.console import make_console
 
-    console = make_console()
     stages: dict[str, float] = {}
-    started = time.perf_counter()
-    device = resolve_device(cfg.trainer.device)
-    torch.set_num_threads(int(cfg.trainer.threads))
-    base = find_base(cfg.base) if cfg.base else None
-    _check(cfg)
-    run_dir = make_run_dir(cfg)
+    with timed(stages, "set-up"):
+        device = resolve_device(cfg.trainer.device)
+        torch.set_num_threads(int(cfg.trainer.threads))
+        base = rundir.find_base(cfg.base) if cfg.base else None
+        _check(cfg)
+        with rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg)) as run_dir:
+            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+            OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
+            made = _set_up(cfg, device, run_dir, base, make_console(), stages)
+    stages["set-up"] -= stages["data"]
     try:
-        setting = _set_up(cfg, device, run_dir, base, console, stages)
+        _learn(made)
+    except BaseException as error:
+        _close(made, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    return made
+
+
+def finish(made: Run) -> dict[str, Any]:
+    """Compare a learnt run with its references, write its summary and show it."""
+    from medusa_cl.tracking.console import report
+
+    try:
+        summary = _summary(made)
     except BaseException:
-        shutil.rmtree(run_dir, ignore_errors=True)  # nothing was learnt in it
+        _close(made, "FAILED")
         raise
-    stages["set-up"] = time.perf_counter() - started - sum(stages.values())
-    summary = _learn(setting, stages)
-    console.print(report(summary, run_dir, setting.recorder.ui_line()))
-    return summary | {"run_dir": str(run_dir), "objective": _mean_transfer(summary)}
+    made.recorder.finish()
+    made.console.print(report(summary, made.run_dir, made.recorder.ui_line()))
+    return summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)}
 
 
-def instantiate(config: Any, **options: Any) -> Any:
-    """Make what a configuration describes; Hydra would hide our errors, and their exit status, in one of its own.
+def _close(made: Run, status: str) -> None:
+    made.bars.close()
+    made.recorder.finish(status)
+    if made.beside is not None:
+        made.beside.terminate()
 
-    Raises:
-        MedusaError: Whatever what is made raises.
-    """
-    try:
-        return hydra.utils.instantiate(config, **options)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, MedusaError):
-            raise error.__cause__ from error.__cause__.__cause__
-        raise
+
+# ---------------------------------------------------------------- checks and names
 
 
 def resolve_device(name: str) -> str:
@@ -134,103 +192,74 @@ def resolve_device(name: str) -> str:
 
 def _check(cfg: DictConfig) -> None:
     """Check what costs nothing to check, before anything slow."""
+    from medusa_cl.models.backbone import Backbone
+    from medusa_cl.models.multitask import PRECISIONS
+    from medusa_cl.strategies.medusa import MedusaPlugin
+    from medusa_cl.strategies.plugins import LRSchedule
+    from medusa_cl.strategies.references import check_names
+
+    trainer = cfg.trainer
+    for key, least in {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1}.items():
+        if trainer[key] is not None and trainer[key] < least:
+            raise ConfigError(f"Expected trainer.{key} of at least {least}, but got {trainer[key]}.")
+    if str(trainer.precision) not in PRECISIONS:
+        raise ConfigError(unknown("trainer.precision", str(trainer.precision), PRECISIONS))
     if not isinstance(cfg.references, str):
-        from medusa_cl.results import REFERENCES
-
-        for name in cfg.references:
-            if name not in REFERENCES:
-                raise ConfigError(unknown("reference", name, REFERENCES))
+        check_names(cfg.references)
     elif cfg.references not in ("auto", "none"):
-        raise ConfigError(f'Expected references=auto, none or a list, but got "{cfg.references}".')
-    if cfg.trainer.batch_size < 1 or cfg.trainer.epochs < 1:
-        raise ConfigError(
-            "Expected trainer.batch_size and trainer.epochs of at least 1, "
-            f"but got {cfg.trainer.batch_size} and {cfg.trainer.epochs}."
-        )
+        raise ConfigError(f'Expected references=auto, none or a list of names, but got "{cfg.references}".')
+    LRSchedule(trainer.schedule)
+    MedusaPlugin(freeze=str(cfg.strategy.freeze), cache_features=str(cfg.strategy.cache_features))
+    _plugins(cfg)
+    small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
+    _head(cfg.head)(small.channels, 1)
 
 
-def make_run_dir(cfg: DictConfig) -> Path:
-    """Make the run directory and write the configuration into it.
-
-    Raises:
-        ConfigError: It is there and not empty.
-    """
-    path: Path = Path(cfg.out) if cfg.out else _free_directory(cfg)
-    if path.is_dir() and any(path.iterdir()):
-        if not cfg.overwrite:
-            raise ConfigError(
-                f"The run directory {path} is not empty. Add overwrite=true to empty it, or choose another out=, "
-                "or none for the next free one."
-            )
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, path / "config.yaml", resolve=True)
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    OmegaConf.save(OmegaConf.create(overrides), path / "overrides.yaml")
-    return path
-
-
-def _free_directory(cfg: DictConfig) -> Path:
-    folder = RUNS / str(cfg.scenario.name)
-    job_config: Any = HydraConfig.get().job if HydraConfig.initialized() else {}
-    number = OmegaConf.select(job_config, "num") if job_config else None
-    job = "" if number is None else f"-j{number}"
-    stem = f"{cfg.strategy.name}-{cfg.backbone.name}-s{cfg.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for n in range(10**6):
-        path = folder / f"{stem}-{n}{job}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise ConfigError(f"No free run directory {folder / stem}-<n>.")
-
-
-def find_base(base: str) -> Path:
-    """Return the directory of the model that a run had after experience 0.
-
-    Args:
-        base: A run directory, the directory of a model, or "last" for the latest run under runs/.
+def instantiate(config: Any, **options: Any) -> Any:
+    """Make what a configuration describes; Hydra would hide our errors, and their exit status, in one of its own.
 
     Raises:
-        ConfigError: There is no such model.
+        MedusaError: Whatever what is made raises.
     """
-    if base == "last":
-        found = sorted(RUNS.glob("*/*/checkpoints/experience_0/model.json"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise ConfigError("base=last, but no run under runs/ has learnt its base tasks yet.")
-        return found[-1].parent
-    for path in (Path(base), Path(base) / "checkpoints" / "experience_0"):
-        if (path / "model.json").is_file():
-            return path
-    raise ConfigError(f"Expected base= a run directory or a model in it, but found no model.json in {base}.")
+    try:
+        return hydra.utils.instantiate(config, **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MedusaError):
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
 
 
-@dataclass
-class Setting:
-    """Everything a run is made of."""
+def _unnamed(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration without its `name`, which is for people."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "name"}
 
-    cfg: DictConfig
-    device: str
-    run_dir: Path
-    base: Path | None
-    scenario: DenseScenario
-    model: MultiTaskModel
-    make_strategy: Callable[..., Medusa]
-    heads: Mapping[str, Any]
-    recorder: RunRecorder
-    console: Any
-    bars: Any
-    plugins: list[Any] = field(default_factory=list)
+
+def _head(config: DictConfig | Mapping[str, Any]) -> Any:
+    return instantiate(_unnamed(config) if isinstance(config, DictConfig) else dict(config))
+
+
+def _plugins(cfg: DictConfig) -> list[Any]:
+    return [instantiate(plugin) for plugin in cfg.plugins.values()]
+
+
+def _stem(cfg: DictConfig) -> str:
+    job = OmegaConf.select(cast(Any, HydraConfig.get()), "job.num") if HydraConfig.initialized() else None
+    number = "" if job is None else f"-j{job}"
+    return f"{cfg.strategy.name}-{cfg.backbone.name}-s{cfg.seed}{number}"
+
+
+# ---------------------------------------------------------------- setting up
 
 
 def _set_up(
     cfg: DictConfig, device: str, run_dir: Path, base: Path | None, console: Any, stages: dict[str, float]
-) -> Setting:
+) -> Run:
     import torch
 
     from medusa_cl.checkpoint import load_model
+    from medusa_cl.learn import timed
     from medusa_cl.models.multitask import MultiTaskModel
     from medusa_cl.strategies.plugins import Progress
     from medusa_cl.tracking import RunRecorder
@@ -238,84 +267,65 @@ def _set_up(
 
     on = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {cfg.trainer.threads} threads"
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, base)))
-    started = time.perf_counter()
-    scenario = _scenario(cfg, console)
-    stages["data"] = time.perf_counter() - started
-    heads = head_factories(cfg)
-    model = (
-        MultiTaskModel(instantiate(cfg.backbone), instantiate(cfg.head), str(cfg.trainer.precision))
-        if base is None
-        else load_model(base, scenario.tasks, instantiate(cfg.head))
-    )
-    model.precision = str(cfg.trainer.precision)
-    _check_base(model, scenario, cfg, base)
-    if cfg.trainer.channels_last:
-        model.to(memory_format=torch.channels_last)
+    with timed(stages, "data"):
+        scenario = _scenario(cfg, console)
+    if base is None:
+        model = MultiTaskModel(instantiate(cfg.backbone), _head(cfg.head), str(cfg.trainer.precision))
+    else:
+        model = load_model(base, scenario.tasks, _head(cfg.head))
+        model.precision = str(cfg.trainer.precision)
+        _check_base(model, scenario, cfg, base)
     bars = Progress(functools.partial(progress, console=console))
-    recorder = RunRecorder(run_dir, _tracker(cfg))
-    return Setting(
-        cfg,
-        device,
-        run_dir,
-        base,
-        scenario,
-        model,
-        _strategy_factory(cfg, device, bars),
-        heads,
-        recorder,
-        console,
-        bars,
+    made = Run(
+        cfg=cfg,
+        device=device,
+        run_dir=run_dir,
+        base=base,
+        scenario=scenario,
+        model=model,
+        make_strategy=_strategy_factory(cfg, device, bars),
+        recorder=RunRecorder(run_dir, _tracker(cfg)),
+        console=console,
+        bars=bars,
+        weights_hash=model.backbone.weights_hash(),
+        stages=stages,
     )
+    if cfg.trainer.processes > 1 and _reference_names(made):
+        made.beside = _learn_references_beside(made)
+    return made
 
 
 def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
     stream = f"{', '.join(cfg.scenario.base)}, then {', '.join(cfg.scenario.stream)}"
-    steps = f"{cfg.trainer.base_steps} base, {cfg.trainer.max_steps} a task, batch {cfg.trainer.batch_size}"
     composed = " + ".join([cfg.strategy.name, *cfg.plugins])
+    steps = f"{cfg.trainer.base_steps or 'all'} base, {cfg.trainer.max_steps or 'all'} a task"
     return {
         "scenario": f"{cfg.scenario.name}: {stream}",
         "strategy": f"{composed}, freeze {cfg.strategy.freeze}, seed {cfg.seed}",
-        "model": f"{cfg.backbone.name}, {cfg.head['_target_'].rsplit('.', 1)[1]}",
-        "steps": steps,
+        "model": f"{cfg.backbone.name}, head {cfg.head.name}",
+        "steps": f"{steps}, batch {cfg.trainer.batch_size}",
         "base": None if base is None else f"starts from {base}: its base tasks are not learnt again",
     }
 
 
-def _scenario(cfg: DictConfig, console: Any) -> DenseScenario:
+def _scenario(cfg: DictConfig, console: Any = None) -> DenseScenario:
+    """Make the scenario; one that generates its data shows how far it is."""
     from medusa_cl.tracking.console import progress
 
-    if cfg.scenario["_target_"] != "medusa_cl.scenarios.rooms.rooms_incremental":
-        scenario: DenseScenario = instantiate(cfg.scenario)
-        return scenario
-    shown: list[Any] = []
+    with ExitStack() as stack:
+        shown: list[Any] = []
 
-    def rooms(done: int, total: int) -> None:
-        if not shown:
-            context = progress("rooms (once)", total, console)
-            shown.extend([context, context.__enter__()])
-        shown[1].advance(done - shown[1].done, done - shown[1].images)
-        if done >= total:
-            shown[0].__exit__(None, None, None)
+        def advance(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(progress("rooms (once)", total, console)))
+            shown[0].advance(done - shown[0].done, done - shown[0].images)
 
-    scenario = instantiate(cfg.scenario, progress=rooms)
-    return scenario
+        generated = str(cfg.scenario["_target_"]).startswith("medusa_cl.scenarios.rooms.")
+        made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if generated and console else {}))
+        return made
 
 
-def head_factories(cfg: DictConfig) -> dict[str, Any]:
-    """Return the heads of references: plain, and a Medusa head with its ungated control of equal parameters.
-
-    Where the run's own head is a Medusa head, the two are like it.
-    """
-    medusa = "medusa_cl.models.heads.MedusaHead"
-    here = Path(__file__).parent / "configs" / "head"
-    ours = cfg.head if cfg.head["_target_"] == medusa else OmegaConf.load(here / "medusa_light.yaml")
-    control = OmegaConf.merge(ours, {"_target_": "medusa_cl.models.heads.ControlHead"})
-    return {"plain": OmegaConf.load(here / "plain.yaml"), "medusa": ours, "control": control}
-
-
-def _check_base(model: MultiTaskModel, scenario: DenseScenario, cfg: DictConfig, base: Path | None) -> None:
-    if base is None:
-        return
+def _check_base(model: MultiTaskModel, scenario: DenseScenario, cfg: DictConfig, base: Path) -> None:
     if model.backbone.name != cfg.backbone.name:
         raise ConfigError(f"{base} has backbone {model.backbone.name}, but backbone.name={cfg.backbone.name}.")
     if set(model.tasks) != set(scenario.base):
@@ -330,230 +340,303 @@ def _tracker(cfg: DictConfig) -> Any:
         return None
     from medusa_cl.tracking.mlflow import MLflowTracker
 
-    return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=RUNS)
+    return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=rundir.RUNS)
 
 
-def _strategy_factory(cfg: DictConfig, device: str, bars: Any) -> Callable[..., Medusa]:
+def _strategy_factory(cfg: DictConfig, device: str, bars: Any = None) -> Callable[..., Medusa]:
     """Return `(model, **options) -> Medusa` with the run's trainer options."""
     import torch
 
     from medusa_cl.strategies.plugins import GradientClipping, LRSchedule
 
     trainer = cfg.trainer
+    keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
     common = {
         "optimizer": functools.partial(torch.optim.Adam, weight_decay=trainer.weight_decay, fused=True),
-        **{
-            key: trainer[key]
-            for key in ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
-        },
+        **{key: trainer[key] for key in keys},
         "seed": cfg.seed,
         "device": device,
     }
 
-    def make(model: MultiTaskModel, *, plugins: list[Any] | None = None, **options: Any) -> Medusa:
-        own = [LRSchedule(trainer.schedule), *([GradientClipping(trainer.clip)] if trainer.clip else []), bars]
-        strategy = OmegaConf.to_container(cfg.strategy, resolve=True)
-        assert isinstance(strategy, dict)
-        chosen = {k: v for k, v in strategy.items() if k != "name"} | {"_partial_": True}
-        made: Medusa = instantiate(chosen)(model=model, plugins=[*(plugins or []), *own], **(common | options))
+    def make(model: MultiTaskModel, *, plugins: Sequence[Any] = (), **options: Any) -> Medusa:
+        if trainer.channels_last:
+            model.use_channels_last()
+        own = [LRSchedule(trainer.schedule)]
+        clip = [GradientClipping(trainer.clip)] if trainer.clip else []
+        shown = [bars] if bars is not None else []
+        made: Medusa = instantiate(_unnamed(cfg.strategy))(
+            model=model, plugins=[*plugins, *own, *clip, *shown], **(common | options)
+        )
         return made
 
     return make
 
 
-def _learn(setting: Setting, stages: dict[str, float]) -> dict[str, Any]:
+# ---------------------------------------------------------------- learning
+
+
+def _learn(made: Run) -> None:
     from medusa_cl.learn import learn
-    from medusa_cl.summary import costs, summarise
-
-    cfg, recorder, scenario = setting.cfg, setting.recorder, setting.scenario
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    recorder.start({str(k): v for k, v in config.items()}, _tags(cfg, setting.run_dir))
-    seconds: dict[str, float] = {}
-    try:
-        for split, digest in scenario.content_hash.items():
-            recorder.dataset(f"{scenario.name}-{split}", digest, str(getattr(scenario.data[split], "path", split)))
-        strategy = setting.make_strategy(setting.model, plugins=_plugins(setting), evaluator=_evaluator(recorder))
-        row = functools.partial(_record, setting)
-        matrix = learn(scenario, strategy, start=0 if setting.base is None else 1, learnt=row, seconds=seconds)
-        stages |= seconds
-        started = time.perf_counter()
-        references = _references(setting)
-        stages["references"] = time.perf_counter() - started
-        started = time.perf_counter()
-        train_seconds = {label: value for label, value in seconds.items() if label != "evaluation"}
-        cost = costs(setting.model, _image_size(scenario)) | {
-            "train_seconds": train_seconds,
-            "images_per_second": dict(setting.bars.rates),
-        }
-        summary = summarise(
-            _identity(setting),
-            matrix,
-            scenario.tasks,
-            references,
-            cost,
-            _provenance(setting),
-            frozen=cfg.strategy.freeze == "backbone",
-            medusa_head=setting.heads["medusa"] == cfg.head,
-        )
-        _overview(setting)
-        recorder.model(setting.run_dir / "model")
-        stages["tracking"] = time.perf_counter() - started
-        summary["stages"] = stages
-        recorder.summary(summary, (setting.run_dir / "task_matrix.csv").read_text(encoding="utf-8"))
-    except BaseException:
-        setting.bars.close()
-        recorder.fail()
-        raise
-    recorder.finish()
-    return summary
-
-
-def _tags(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    from medusa_cl.summary import git_commit
-
-    return {
-        "strategy": cfg.strategy.name,
-        "scenario": cfg.scenario.name,
-        "backbone": cfg.backbone.name,
-        "seed": cfg.seed,
-        "git": git_commit(),
-        "version": __version__,
-        "run_dir": str(run_dir),
-        "plugins": ",".join(cfg.plugins) or None,
-    }
-
-
-def _plugins(setting: Setting) -> list[Any]:
-    return [instantiate(plugin) for plugin in setting.cfg.plugins.values()]
-
-
-def _evaluator(recorder: RunRecorder) -> Any:
     from medusa_cl.strategies.evaluation import dense_evaluator
     from medusa_cl.strategies.logger import TrackerLogger
 
-    return dense_evaluator([TrackerLogger(recorder)])
+    cfg, recorder, scenario = made.cfg, made.recorder, made.scenario
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    recorder.start({str(k): v for k, v in config.items()}, _tags(made))
+    for split, digest in scenario.content_hash.items():
+        recorder.dataset(f"{scenario.name}-{split}", digest, str(getattr(scenario.data[split], "path", split)))
+    evaluator = dense_evaluator([TrackerLogger(recorder)])
+    strategy = made.make_strategy(made.model, plugins=_plugins(cfg), evaluator=evaluator)
+    row = functools.partial(_record, made)
+    start = 0 if made.base is None else 1
+    made.matrix = learn(scenario, strategy, start=start, learnt=row, seconds=made.seconds)
+    made.stages |= made.seconds
 
 
-def _record(setting: Setting, k: int, matrix: TaskMatrix, scores: Mapping[str, Mapping[str, float]]) -> None:
+def _tags(made: Run) -> dict[str, Any]:
+    from medusa_cl.summary import git_commit
+
+    cfg = made.cfg
+    return {
+        "strategy": cfg.strategy.name,
+        "plugins": ",".join(cfg.plugins) or None,
+        "scenario": cfg.scenario.name,
+        "backbone": cfg.backbone.name,
+        "head": cfg.head.name,
+        "seed": cfg.seed,
+        "base": None if made.base is None else str(made.base),
+        "git": git_commit(),
+        "version": __version__,
+        "run_dir": str(made.run_dir),
+    }
+
+
+def _record(made: Run, k: int, matrix: TaskMatrix, scores: Mapping[str, Mapping[str, float]]) -> None:
     """Keep what is known after an experience: the matrix, pictures, heads and the model."""
     from medusa_cl.checkpoint import save_model
     from medusa_cl.learn import pictures
 
-    recorder, run_dir, model = setting.recorder, setting.run_dir, setting.model
+    recorder, run_dir, model = made.recorder, made.run_dir, made.model
     matrix.to_csv(run_dir / "task_matrix.csv")
     lost = {task: matrix.forgetting(task) for task in matrix.old_tasks}
     if lost:
-        recorder.metrics(
-            {f"forgetting/{task}": v for task, v in (lost | {"mean": matrix.mean_forgetting()}).items()},
-            len(model.tasks),
-        )
-    images, drawn = pictures(setting.scenario, model)
+        values = {f"forgetting/{task}": value for task, value in lost.items()}
+        recorder.metrics(values | {"forgetting/mean": matrix.mean_forgetting()}, len(model.tasks))
+    images, drawn = pictures(made.scenario, model)
     panels = {task: [(i, t, p) for i, (t, p) in zip(images, pairs, strict=True)] for task, pairs in drawn.items()}
     recorder.predictions(len(model.tasks), panels)
-    for task in setting.scenario.groups[k]:
+    for task in model.tasks:
         model.save_head(task, run_dir / "heads" / f"{task}.safetensors")
     if k == 0:
-        save_model(model, run_dir / "checkpoints" / "experience_0")
+        save_model(model, run_dir / rundir.BASE)
     save_model(model, run_dir / "model")
 
 
-def _references(setting: Setting) -> dict[str, dict[str, float | None]]:
-    """Return the references' values: those of the base's run, else kept ones, else learnt now."""
-    import json
+# ---------------------------------------------------------------- references
 
-    from medusa_cl.results import FROZEN_PLAIN, FROZEN_PLAIN_CONTROL, FROZEN_PLAIN_MEDUSA
-    from medusa_cl.strategies.references import Recipe, reference_values
 
-    cfg = setting.cfg
-    if cfg.references == "none":
-        return {}
-    if cfg.references == "auto" and setting.base is not None:
-        summary = setting.base.parents[1] / "summary.json"
-        if summary.is_file():
-            setting.console.print(f"references: those of the base's run, {summary.parent}")
-            values: dict[str, dict[str, float | None]] = json.loads(summary.read_text())["transfer"]["reference_values"]
-            return values
-    names = (
-        [FROZEN_PLAIN, FROZEN_PLAIN_CONTROL, FROZEN_PLAIN_MEDUSA] if cfg.references == "auto" else list(cfg.references)
+def _reference_names(made: Run) -> list[str]:
+    """Return the references to learn: for auto those on plain frozen features, which are cheap."""
+    from medusa_cl.strategies.references import HEAD_OF
+
+    cfg = made.cfg
+    if cfg.references == "none" or _base_run(made) is not None:
+        return []
+    return list(HEAD_OF) if cfg.references == "auto" else list(cfg.references)
+
+
+def _base_run(made: Run) -> Path | None:
+    """Return the run this one starts from, where its references are of the same data, backbone and heads."""
+    folder = made.base.parents[1] if made.base is not None else None
+    if folder is None or made.cfg.references != "auto" or not (folder / "config.yaml").is_file():
+        return None
+    theirs: Any = OmegaConf.load(folder / "config.yaml")
+    same = all(theirs[key] == made.cfg[key] for key in ("scenario", "backbone", "head", "seed"))
+    return folder if same and theirs.references != "none" else None
+
+
+def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> Recipe:
+    from medusa_cl.strategies.references import Recipe
+
+    heads = head_factories(cfg)
+    return Recipe(
+        scenario=scenario,
+        backbone=functools.partial(instantiate, cfg.backbone),
+        heads={name: _head(head) for name, head in heads.items()},
+        strategy=_strategy_factory(cfg, device),
+        precision=str(cfg.trainer.precision),
+        key=_reference_key(cfg, device, scenario, weights_hash),
+        head_keys=heads,
+        cache=rundir.RUNS / ".cache",
     )
-    recipe = Recipe(
-        setting.scenario,
-        functools.partial(instantiate, cfg.backbone),
-        {name: instantiate(head) for name, head in setting.heads.items()},
-        setting.make_strategy,
-        _reference_key(setting),
-        RUNS / ".cache",
-        setting.console.print,
-    )
-    return reference_values(recipe, names)
 
 
-def _reference_key(setting: Setting) -> dict[str, Any]:
-    import torch
+def head_factories(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Return the heads of references: plain, the run's own, a Medusa head, and its ungated control of equal parameters.
 
-    cfg = setting.cfg
+    Where the run's own head is a Medusa head, the Medusa head and the control are like it.
+    """
+    own = _unnamed(cfg.head)
+    medusa = own if own["_target_"] == MEDUSA_HEAD else _named_head("medusa_light", cfg.head_width)
+    control = medusa | {"_target_": "medusa_cl.models.heads.ControlHead"}
+    return {"plain": _named_head("plain", cfg.head_width), "medusa": medusa, "control": control, "own": own}
+
+
+def _named_head(name: str, width: int | None) -> dict[str, Any]:
+    file = OmegaConf.load(Path(__file__).parent / "configs" / "head" / f"{name}.yaml")
+    whole = OmegaConf.create({"head_width": width, "head": file})
+    return _unnamed(whole.head)
+
+
+def _reference_key(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> dict[str, Any]:
+    """Return all that references depend on, besides their heads."""
+    from medusa_cl.summary import git_commit, packages
+
+    trainer = _unnamed(cfg.trainer)
     return {
-        "data": setting.scenario.content_hash,
-        "groups": setting.scenario.groups,
-        "augmentation": str(setting.scenario.augmentation),
-        "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
-        "heads": {name: OmegaConf.to_container(head, resolve=True) for name, head in setting.heads.items()},
-        "trainer": OmegaConf.to_container(cfg.trainer, resolve=True),
-        "precision": str(cfg.trainer.precision),
+        "data": scenario.content_hash,
+        "groups": scenario.groups,
+        "augmentation": str(scenario.augmentation),
+        "weights": weights_hash,
+        "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},
         "seed": cfg.seed,
-        "device": setting.device,
-        "versions": [__version__, torch.__version__],
+        "device": device,
+        "code": [__version__, git_commit(), packages()],
     }
 
 
-def _identity(setting: Setting) -> dict[str, Any]:
-    cfg = setting.cfg
-    head = next((name for name in ("plain", "medusa", "control") if setting.heads[name] == cfg.head), "medusa")
-    choice = HydraConfig.get().runtime.choices.get("head") if HydraConfig.initialized() else None
+def _learn_references_beside(made: Run) -> Any:
+    """Start a process that learns the references into their cache while this one learns the run."""
+    made.console.print("references are learnt in a second process, beside the run")
+    config = OmegaConf.to_container(made.cfg, resolve=True)
+    arguments = (config, made.device, made.weights_hash, _reference_names(made))
+    process = multiprocessing.get_context("spawn").Process(target=_references_beside, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def _references_beside(config: Any, device: str, weights_hash: str, names: list[str]) -> None:
+    import torch
+
+    from medusa_cl.strategies.references import reference_values
+
+    cfg = OmegaConf.create(config)
+    torch.set_num_threads(int(cfg.trainer.threads))
+    reference_values(_recipe(cfg, device, _scenario(cfg), weights_hash), names)
+
+
+def _references(made: Run) -> Values:
+    """Return the references' values: those of the base's run, else kept ones, else learnt now."""
+    from medusa_cl.results import SINGLE_TASK
+    from medusa_cl.strategies.references import reference_values
+    from medusa_cl.tracking.console import progress
+
+    names = _reference_names(made)
+    folder = _base_run(made)
+    if folder is not None and (folder / "summary.json").is_file():
+        made.console.print(f"{made.cfg.strategy.name}: references are those of {folder}, with that run's steps")
+        values: Values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["transfer"][
+            "reference_values"
+        ]
+        return values
+    if made.beside is not None:
+        with progress("references", 1, made.console) as bar:
+            made.beside.join()
+            bar.advance()
+        made.beside = None  # what it could not learn is learnt here, where its error is seen
+    recipe = _recipe(made.cfg, made.device, made.scenario, made.weights_hash)
+    recipe.notify = made.console.print
+    recipe.strategy = made.make_strategy
+    if (
+        made.cfg.references == "auto"
+        and names
+        and (estimate := _single_task_seconds(made)) < sum(made.seconds.values())
+    ):
+        made.console.print(f"reference {SINGLE_TASK}: about {estimate:.0f} s, less than the run itself")
+        names = [*names, SINGLE_TASK]
+    return reference_values(recipe, names)
+
+
+def _single_task_seconds(made: Run) -> float:
+    """Estimate what single-task nets take: each about as long as the base tasks together."""
+    return made.seconds.get("base", float("inf")) * len(made.scenario.tasks)
+
+
+# ---------------------------------------------------------------- the summary
+
+
+def _summary(made: Run) -> dict[str, Any]:
+    from medusa_cl.learn import timed
+    from medusa_cl.summary import costs, summarise
+
+    assert made.matrix is not None
+    rates = {("base" if "+" in k or k in made.scenario.base else k): v for k, v in made.bars.rates.items()}
+    with timed(made.stages, "references"):
+        references = _references(made)
+    with timed(made.stages, "tracking"):
+        _overview(made)
+        made.recorder.model(made.run_dir / "model")
+    height, width = made.scenario.data["test"].image(0).shape[-2:]
+    cost = costs(made.model, (int(height), int(width))) | {
+        "train_seconds": {label: value for label, value in made.seconds.items() if label != "evaluation"},
+        "images_per_second": rates,
+    }
+    summary = summarise(
+        _identity(made),
+        made.matrix,
+        made.scenario.tasks,
+        references,
+        cost,
+        _provenance(made),
+        frozen=made.cfg.strategy.freeze == "backbone",
+        medusa_head=made.cfg.head["_target_"] == MEDUSA_HEAD,
+    )
+    summary["stages"] = made.stages
+    made.recorder.summary(summary, (made.run_dir / "task_matrix.csv").read_text(encoding="utf-8"))
+    return summary
+
+
+def _identity(made: Run) -> dict[str, Any]:
+    cfg = made.cfg
     return {
         "scenario": cfg.scenario.name,
         "strategy": "+".join([cfg.strategy.name, *cfg.plugins]),
         "backbone": cfg.backbone.name,
-        "head": choice or head,
+        "head": cfg.head.name,
         "seed": cfg.seed,
-        "device": setting.device,
+        "device": made.device,
     }
 
 
-def _provenance(setting: Setting) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "data_hash": setting.scenario.content_hash,
-        "weights_hash": setting.model.backbone.weights_hash(),
-        "rooms_golden_ok": None,
-    }
-    if setting.scenario.name.startswith("rooms"):
+def _provenance(made: Run) -> dict[str, Any]:
+    golden = None
+    if str(made.cfg.scenario["_target_"]).startswith("medusa_cl.scenarios.rooms."):
         from medusa_cl.data import rooms
 
-        found["rooms_golden_ok"] = rooms.golden_ok()
-    return found
+        golden = rooms.golden_ok()
+    return {
+        "data_hash": made.scenario.content_hash,
+        "weights_hash": made.weights_hash,
+        "base": None if made.base is None else str(made.base),
+        "rooms_golden_ok": golden,
+    }
 
 
-def _image_size(scenario: DenseScenario) -> tuple[int, int]:
-    height, width = scenario.data["test"].image(0).shape[-2:]
-    return int(height), int(width)
-
-
-def _overview(setting: Setting) -> None:
+def _overview(made: Run) -> None:
     from medusa_cl.learn import pictures
     from medusa_cl.tracking import panels
 
-    images, drawn = pictures(setting.scenario, setting.model)
+    images, drawn = pictures(made.scenario, made.model)
     samples = [(image, [(task, *pairs[i]) for task, pairs in drawn.items()]) for i, image in enumerate(images)]
-    setting.recorder.panel(
-        panels.overview(samples, f"{setting.cfg.strategy.name}: test images, target above prediction")
-    )
+    title = f"{made.cfg.strategy.name}: test images, target above prediction"
+    made.recorder.panel(panels.overview(samples, title))
 
 
-def _mean_transfer(summary: Mapping[str, Any]) -> float | None:
-    gains = [entry.get("gain") for entry in summary["transfer"]["per_task"].values()]
-    known = [gain for gain in gains if gain is not None]
-    return sum(known) / len(known) if known else None
+def _objective(summary: Mapping[str, Any]) -> float | None:
+    from medusa_cl.tracking import final_metrics
+
+    return final_metrics(summary)[-1][0]["final/transfer_mean"]
 
 
 if __name__ == "__main__":

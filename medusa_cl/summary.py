@@ -98,11 +98,18 @@ def packages() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of the package's checkout ("+" when it was changed); None where it is no checkout."""
-    here = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent
     try:
-        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 5, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout  # type: ignore[call-overload]
+        # Installed into an environment inside a user's repository, git would answer with the user's commit.
+        if Path(_git("rev-parse", "--show-toplevel", cwd=package)).resolve() != package.parent:
+            return None
+        commit = _git("rev-parse", "--short=12", "HEAD", cwd=package)
+        changed = _git("status", "--porcelain", "-uno", cwd=package)
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}+" if changed.strip() else str(commit)
+    return f"{commit}+" if changed else commit
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=5, check=True).stdout.strip()

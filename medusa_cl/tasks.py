@@ -230,12 +230,31 @@ def from_description(description: Mapping[str, Any]) -> DenseTask:
     """Make the built-in task that `DenseTask.describe` described.
 
     Raises:
-        TaskError: The description is of a task that was not built in; pass the `DenseTask` itself instead.
+        TaskError: The description is of a task that was not built in, or that was changed after it was made; pass the
+            `DenseTask` itself instead.
     """
     kind = str(description.get("kind"))
     if kind not in BUILT_IN:
-        raise TaskError(unknown("kind of task", kind, BUILT_IN) + " Pass the DenseTask itself for a task of your own.")
-    return BUILT_IN[kind](name=description["name"], loss_weight=description["loss_weight"], **description["options"])
+        raise TaskError(f"{unknown('kind of task', kind, BUILT_IN)} {_PASS_IT}")
+    try:
+        made = BUILT_IN[kind](
+            name=description["name"], loss_weight=description["loss_weight"], **description["options"]
+        )
+    except (KeyError, TypeError) as error:
+        raise TaskError(f"Expected a description of a task of kind {kind}, but got: {error}. {_PASS_IT}") from error
+    _refuse_changed(made.describe(), description)
+    return made
+
+
+_PASS_IT = "Pass the DenseTask itself for a task of your own: load_model(tasks={name: task}) or load_head(task=task)."
+
+
+def _refuse_changed(made: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """A built-in task changed by `dataclasses.replace` keeps its kind: it must not come back as the plain one."""
+    changed = [key for key in made if made[key] != description.get(key)]
+    if changed:
+        was = ", ".join(f"{key} {description.get(key)!r} (built in: {made[key]!r})" for key in changed)
+        raise TaskError(f'Task "{made["name"]}" is no built-in task of kind {made["kind"]}: {was}. {_PASS_IT}')
 
 
 def _metric(metric_class: str, **options: Any) -> Metric:

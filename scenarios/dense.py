@@ -108,6 +108,28 @@ class DenseScenario(CLScenario):
         return {split: source.content_hash for split, source in self.data.items()}
 
 
+def check_stream(tasks: Sequence[DenseTask], base: Sequence[str], stream: Sequence[str]) -> None:
+    """Refuse names that make no stream; needs no data, so it can come before any is made or read.
+
+    Args:
+        tasks: The tasks there are.
+        base: Names of the tasks of experience 0.
+        stream: Names of the tasks of experiences 1, 2, ...
+
+    Raises:
+        TaskError: A name is unknown or occurs twice, or `base` is empty.
+    """
+    known = [task.name for task in tasks]
+    order = [*base, *stream]
+    if not base:
+        raise TaskError("scenario.base is empty: expected at least one task to pretrain the backbone on.")
+    for name in order:
+        if name not in known:
+            raise TaskError(unknown("task", name, known))
+        if order.count(name) > 1:
+            raise TaskError(f'Task "{name}" would be learnt twice. Name it once in scenario.base or scenario.stream.')
+
+
 def dense_scenario(
     tasks: Sequence[DenseTask],
     data: Mapping[str, DenseData],
@@ -134,17 +156,10 @@ def dense_scenario(
         TaskError: A task is unknown, occurs twice, or is in no field of the data; or `base` is empty.
         DataError: No image has a label of some experience.
     """
-    known = {task.name: task for task in tasks}
-    order = [*base, *stream]
-    if not base:
-        raise TaskError("scenario.base is empty: expected at least one task to pretrain the backbone on.")
-    for task in order:
-        if task not in known:
-            raise TaskError(unknown("task", task, known))
-        if order.count(task) > 1:
-            raise TaskError(f'Task "{task}" would be learnt twice. Name it once in scenario.base or scenario.stream.')
+    check_stream(tasks, base, stream)
     for split, source in data.items():
-        for task in order:
+        for task in (*base, *stream):
             if task not in source.fields:
                 raise TaskError(f'Task "{task}": ' + unknown(f"field of the {split} data", task, source.fields))
+    known = {task.name: task for task in tasks}
     return DenseScenario(name, known, data, base, stream, augmentation or Augmentation())

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medusa_cl import tasks
-from medusa_cl.data.hdf5 import HDF5Data
-from medusa_cl.data.loader import Augmentation, DenseData
+from medusa_cl.data.hdf5 import HDF5Data, groups
+from medusa_cl.data.loader import Augmentation, DenseData, as_augmentation
+from medusa_cl.data.rooms import cache_dir
 from medusa_cl.errors import MissingDataError
-from medusa_cl.scenarios.dense import DenseScenario, dense_scenario
-from medusa_cl.scenarios.rooms import as_augmentation
+from medusa_cl.scenarios.dense import DenseScenario, check_stream, dense_scenario
 
 FILE = "NYUD_MT.h5"
 
@@ -27,8 +27,7 @@ def find(root: str | None, file: str = FILE) -> Path:
     Raises:
         MissingDataError: It is in none of these places; the message lists them.
     """
-    cache = os.environ.get("MEDUSA_CL_CACHE", str(Path.home() / ".cache" / "medusa_cl"))
-    places = [root] if root else [os.environ.get("MEDUSA_CL_DATA"), "data", cache]
+    places = [root] if root else [os.environ.get("MEDUSA_CL_DATA"), "data", str(cache_dir())]
     looked = []
     for place in filter(None, places):
         path = Path(place)
@@ -55,6 +54,8 @@ def nyud_incremental(
 ) -> DenseScenario:
     """NYUD-v2 (795 train, 654 test), base semseg and depth, then normals, then edges.
 
+    A group `val` is opened too where the file has one.
+
     Args:
         root: The prepared HDF5 file or its folder; None looks in the usual places.
         train_size: Take only the first so many training images.
@@ -67,12 +68,14 @@ def nyud_incremental(
     Raises:
         MissingDataError: The file was not found.
         DataError: The file is damaged or foreign.
-        TaskError: A task is unknown, named twice, or not in the file.
+        TaskError: A task is unknown, named twice, or not in the file; or `base` is empty.
     """
+    known = nyud_tasks()
+    check_stream(known, base, stream)
     path = find(root)
-    data: dict[str, DenseData] = {
-        "train": HDF5Data(path, "train", size=train_size),
-        "test": HDF5Data(path, "test", size=test_size),
-    }
+    sizes = {"train": train_size, "test": test_size}
+    if groups(path).get("val"):  # NYUD itself has none; a file with images set aside for choosing settings may
+        sizes = {"train": train_size, "val": None, "test": test_size}
+    data: dict[str, DenseData] = {split: HDF5Data(path, split, size=size) for split, size in sizes.items()}
     augmentation = Augmentation(zooms=(1.0, 1.2, 1.5)) if augment is None else as_augmentation(augment)
-    return dense_scenario(nyud_tasks(), data, base, stream, name=name, augmentation=augmentation)
+    return dense_scenario(known, data, base, stream, name=name, augmentation=augmentation)

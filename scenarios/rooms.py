@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from medusa_cl import tasks
 from medusa_cl.data import rooms
 from medusa_cl.data.hdf5 import HDF5Data
-from medusa_cl.data.loader import Augmentation
-from medusa_cl.scenarios.dense import DenseScenario, dense_scenario
+from medusa_cl.data.loader import Augmentation, as_augmentation
+from medusa_cl.scenarios.dense import DenseScenario, check_stream, dense_scenario
 from medusa_cl.tasks import DenseTask
 
 
@@ -49,31 +49,15 @@ def rooms_incremental(
         progress: Called with (images done, images wanted) during generation.
 
     Raises:
-        TaskError: A task is unknown or named twice.
+        TaskError: A task is unknown or named twice, or `base` is empty; no room has been rendered then.
         DataError: The cache cannot be written.
     """
-    known = {task.name: task for task in rooms_tasks()}
+    known = rooms_tasks()
+    check_stream(known, base, stream)  # a slip must not cost a minute of rendering first
     size = (int(image_size[0]), int(image_size[1]))
     counts = {"train": train_size, "val": val_size, "test": test_size}
     counts = {split: count for split, count in counts.items() if count}
-    _refuse_unknown([*base, *stream], known)
     path = rooms.rooms_file(size, counts, progress=progress)
     data = {split: HDF5Data(path, split, size=count) for split, count in counts.items()}
     augmentation = as_augmentation(augment)
-    return dense_scenario(list(known.values()), data, base, stream, name=name, augmentation=augmentation)
-
-
-def as_augmentation(options: Mapping[str, object] | Augmentation | None) -> Augmentation:
-    """Return an `Augmentation` of its options (as a configuration gives them)."""
-    if options is None or isinstance(options, Augmentation):
-        return options or Augmentation()
-    zooms = tuple(float(z) for z in options.get("zooms", (1.0,)))  # type: ignore[attr-defined]
-    return Augmentation(flip=bool(options.get("flip", True)), zooms=zooms)
-
-
-def _refuse_unknown(names: Sequence[str], known: Mapping[str, DenseTask]) -> None:
-    from medusa_cl.errors import TaskError, unknown
-
-    for name in names:
-        if name not in known:
-            raise TaskError(unknown("task of rooms", name, known))
+    return dense_scenario(known, data, base, stream, name=name, augmentation=augmentation)

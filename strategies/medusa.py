@@ -15,7 +15,7 @@ from avalanche.core import SupervisedPlugin
 
 from medusa_cl.batch import Features
 from medusa_cl.data.features import FrozenFeatures
-from medusa_cl.data.loader import IDENTITY, View
+from medusa_cl.data.loader import IDENTITY, DenseData, View, unit_image
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.strategies.template import (
@@ -29,14 +29,16 @@ from medusa_cl.strategies.template import (
 
 FREEZE = ("backbone", "none")
 CACHE = ("auto", "memory", "off")
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of features that cache_features=auto keeps at most, for each split."""
 
 
 class MedusaPlugin(SupervisedPlugin):
     """The freeze, for any of Avalanche's SGD strategies whose model is a `DenseModule`.
 
-    As soon as an experience is learnt, its heads (and after the first one the backbone) are frozen: gradients off
-    and eval mode held, so that neither batch statistics nor optimizer moments can move them. The optimizer is rebuilt
-    over what is left to learn. A frozen backbone's features are computed once per image and view.
+    As soon as training returns, what was learnt (heads, and the backbone after the first time) is frozen: gradients
+    off and eval mode held, so that neither batch statistics nor optimizer moments can move them. The optimizer is
+    rebuilt over what is left to learn. A frozen backbone's features are computed once per image and view.
 
     Args:
         freeze: "backbone" freezes it after experience 0; "none" lets every task train it.
@@ -66,7 +68,8 @@ class MedusaPlugin(SupervisedPlugin):
         self.freeze, self.freeze_old_heads, self.cache_features = freeze, freeze_old_heads, cache_features
         self.seed = seed
         self._features: dict[str, FrozenFeatures] = {} if kept is None else kept
-        self._warned = False
+        self._needed: dict[str, int] = {}
+        self._warned = self._warned_of_size = False
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze what an earlier experience (or a loaded base) has learnt."""
@@ -77,40 +80,55 @@ class MedusaPlugin(SupervisedPlugin):
         """Rebuild the optimizer over what is trainable; load by counters, from kept features where there are some."""
         if not isinstance(strategy, DenseTemplate):
             rebuild_optimizer(strategy.optimizer, parameter_groups(strategy.model, None, None))
+            self._drop_frozen_samples(strategy)
             strategy.dataloader = train_loader(strategy, seed=self.seed, features=self._kept(strategy, train=True))
         elif (features := self._kept(strategy, train=True)) is not None:
-            limit = strategy.steps_of(strategy.experience)
-            strategy.dataloader = train_loader(strategy, seed=strategy.seed, max_steps=limit, features=features)
-            strategy.set_length(strategy.dataloader)
+            strategy.make_train_dataloader(features=features)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Drop rows (of replay, for instance) that no gradient could come from."""
-        model: DenseModule = strategy.model
-        if not model.backbone.frozen or not self.freeze_old_heads:
-            return
-        learning = [label for label, tasks in model.tasks_of.items() if not model.model.frozen_heads.issuperset(tasks)]
+        learning = self._learning(strategy.model)
         x, y, labels = strategy.mbatch
         keep = torch.isin(labels, torch.tensor(learning, device=labels.device))
         if bool(keep.all()):
             return
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "Rows of tasks whose head and backbone are frozen carry no gradient: they are dropped from the batch. "
-                "Replay has an effect with strategy.freeze=none.",
-                stacklevel=2,
-            )
+        self._warn()
         rows = keep.nonzero().flatten()
         strategy.mbatch = [x.select(rows) if isinstance(x, Features) else x[rows], y[rows], labels[rows]]
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Freeze what was learnt, so that it is evaluated as it will be for ever."""
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze what was learnt, so that it is evaluated as it will be for ever.
+
+        Not sooner: after an experience other plugins still take gradients of what it taught (EWC's importances).
+        """
         self.freeze_learnt(strategy.model)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluate from kept features where the backbone is frozen."""
         if (features := self._kept(strategy, train=False)) is not None:
             strategy.dataloader = eval_loader(strategy, features=features)
+
+    def _learning(self, model: DenseModule) -> list[int]:
+        """Return the labels whose samples can still teach something."""
+        frozen = model.model.frozen_heads if model.backbone.frozen else set()
+        return [label for label, tasks in model.tasks_of.items() if not frozen.issuperset(tasks)]
+
+    def _drop_frozen_samples(self, strategy: Any) -> None:
+        """Take what cannot teach any more out of a dataset that a host has put together (Cumulative)."""
+        dataset, learning = strategy.adapted_dataset, set(self._learning(strategy.model))
+        kept = [i for i, label in enumerate(dataset.targets_task_labels) if int(label) in learning]
+        if len(kept) < len(dataset):
+            self._warn()
+            strategy.adapted_dataset = dataset.subset(kept)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Samples of tasks whose head and backbone are frozen carry no gradient: they are dropped. "
+                "Replaying or joining old tasks has an effect with strategy.freeze=none.",
+                stacklevel=3,
+            )
 
     def freeze_learnt(self, model: DenseModule) -> None:
         """Freeze every head there is, and the backbone, as far as the options say."""
@@ -120,13 +138,27 @@ class MedusaPlugin(SupervisedPlugin):
             for task in model.tasks:
                 model.model.freeze_head(task)
 
+    def _fits(self, model: DenseModule, source: DenseData, views: int) -> bool:
+        """Whether features of all images in so many views take less than the limit; measured on one image."""
+        if source.content_hash not in self._needed:
+            self._needed[source.content_hash] = _bytes_an_image(model, unit_image(source, 0)) * len(source)
+        needed = self._needed[source.content_hash] * views
+        if needed > MEMORY_LIMIT and not self._warned_of_size:
+            self._warned_of_size = True
+            warnings.warn(
+                f"Features would take {needed / 2**30:.1f} GiB, more than {MEMORY_LIMIT / 2**30:.0f} GiB, so the "
+                "frozen backbone is run each time. strategy.cache_features=memory insists on keeping them.",
+                stacklevel=3,
+            )
+        return needed <= MEMORY_LIMIT
+
     def _kept(self, strategy: Any, *, train: bool) -> FrozenFeatures | None:
         model, experience = strategy.model, strategy.experience
         views = _views(experience) if train else (IDENTITY,)
         if self.cache_features == "off" or not model.backbone.frozen:
             return None
         if views is None:
-            if self.cache_features == "memory":
+            if train and self.cache_features == "memory":
                 raise ConfigError(
                     "strategy.cache_features=memory needs views that can be listed, but scenario.augment.zooms draws "
                     "windows at random. Set scenario.augment.zooms=[1.0] or strategy.cache_features=auto."
@@ -134,6 +166,8 @@ class MedusaPlugin(SupervisedPlugin):
             return None
         source = experience.source
         key = f"{source.content_hash}/{len(source)}"
+        if self.cache_features == "auto" and not self._fits(model, source, len(views)):
+            return None
         if key not in self._features:
             self._features[key] = FrozenFeatures(
                 model.backbone,
@@ -146,6 +180,12 @@ class MedusaPlugin(SupervisedPlugin):
         for view in views:
             self._features[key].add(view)
         return self._features[key]
+
+
+def _bytes_an_image(model: DenseModule, image: torch.Tensor) -> int:
+    with torch.no_grad():
+        features = model.model.features(image[None].to(next(model.parameters()).device))
+    return sum(scale.nbytes for scale in features)
 
 
 def _views(experience: Any) -> tuple[View, ...] | None:

@@ -11,6 +11,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from medusa_cl.errors import ConfigError, unknown
+from medusa_cl.strategies.template import planned_steps
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -42,8 +43,7 @@ class LRSchedule(SupervisedPlugin):
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Set the rates of the step to come."""
-        loader = strategy.dataloader
-        total = getattr(loader, "max_steps", None) or len(loader) * strategy.train_epochs
+        total = planned_steps(strategy)
         for group in strategy.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * self._factor(min(self._step / total, 1.0))
         self._step += 1
@@ -84,7 +84,7 @@ class Progress(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Open a bar."""
-        self._bar = self._open.enter_context(self._make(strategy.experience.name, strategy.dataloader.max_steps))
+        self._bar = self._open.enter_context(self._make(strategy.experience.name, planned_steps(strategy)))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Advance it."""

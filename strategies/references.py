@@ -35,9 +35,11 @@ class Recipe:
     Attributes:
         scenario: The stream.
         backbone: Makes the backbone anew.
-        heads: Head factories by name: "plain", "control", "medusa".
+        heads: Head factories by name: "plain", "control", "medusa", "own" (the run's).
         strategy: `(model, **options) -> Medusa` with the run's trainer options.
-        key: Everything the outcome depends on, as plain data.
+        precision: The models' precision.
+        key: Everything the outcome depends on but the heads, as plain data.
+        head_keys: What the heads are, as plain data.
         cache: Where references are kept.
         notify: Called with a line on what is being done.
     """
@@ -46,14 +48,20 @@ class Recipe:
     backbone: Callable[[], Backbone]
     heads: Mapping[str, HeadFactory]
     strategy: Callable[..., Medusa]
+    precision: str
     key: Mapping[str, Any]
+    head_keys: Mapping[str, Any]
     cache: Path
     notify: Callable[[str], None] = lambda line: None
     _kept: dict[str, FrozenFeatures] = field(default_factory=dict)
 
     def place(self, name: str) -> Path:
-        """Return where a thing of that name is kept, by the hash of all it depends on."""
-        text = json.dumps({"name": name, **self.key}, sort_keys=True, default=str)
+        """Return where a thing of that name is kept, by the hash of all it depends on: of the heads only its own."""
+        own = [
+            self.head_keys["plain"],
+            self.head_keys.get(HEAD_OF.get(name, "own" if name == SINGLE_TASK else "plain")),
+        ]
+        text = json.dumps({"name": name, "heads": own, **self.key}, sort_keys=True, default=str)
         return self.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -114,7 +122,7 @@ def _plain_base(recipe: Recipe) -> Path:
     """Return the directory of plain multitask features: the base tasks learnt together under plain heads."""
     place = recipe.place("plain_base")
     if not (place / "model.json").is_file():
-        model = MultiTaskModel(recipe.backbone(), recipe.heads["plain"], recipe.key["precision"])
+        model = MultiTaskModel(recipe.backbone(), recipe.heads["plain"], recipe.precision)
         strategy = recipe.strategy(model, freeze="backbone", freeze_old_heads=True)
         strategy.train(recipe.scenario.train_stream[0], eval_streams=[])
         save_model(model, place)
@@ -124,7 +132,7 @@ def _plain_base(recipe: Recipe) -> Path:
 def _single_task(recipe: Recipe) -> Values:
     scenario, values = recipe.scenario, Values()
     for name in scenario.tasks:
-        model = MultiTaskModel(recipe.backbone(), recipe.heads["medusa"], recipe.key["precision"])
+        model = MultiTaskModel(recipe.backbone(), recipe.heads["own"], recipe.precision)
         strategy = recipe.strategy(model, freeze="none", freeze_old_heads=False, cache_features="off")
         alone = dense_scenario(
             list(scenario.tasks.values()), scenario.data, [name], [], augmentation=scenario.augmentation

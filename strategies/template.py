@@ -22,6 +22,7 @@ from medusa_cl.data.loader import DenseLoader, FeatureSource
 from medusa_cl.errors import TaskError, TrainingError
 from medusa_cl.losses import at_size
 from medusa_cl.models.multitask import MultiTaskModel
+from medusa_cl.randomness import seeded
 from medusa_cl.scenarios.dense import DenseExperience
 from medusa_cl.strategies.evaluation import dense_evaluator
 from medusa_cl.tasks import DenseTask
@@ -79,9 +80,7 @@ class DenseModule(MultiTaskModule):
                 raise TaskError(
                     f'Task "{task.name}" was learnt already. To learn it anew, call remove_head("{task.name}") first.'
                 )
-            device = next(self.backbone.parameters()).device
             self.model.add_head(task, seed=self.seed)
-            self.model.heads[task.name].to(device)
         self.adopt(experience)
 
     def forward(self, x: Tensor | Features, task_labels: Tensor | int | None = None) -> TaskBatch:
@@ -156,8 +155,12 @@ class DenseCriterion(nn.Module):
 
     def forward(self, output: TaskBatch, target: TaskBatch) -> Tensor:
         """Return the sum of the terms; a task without an answer or without a target adds nothing."""
-        terms = list(self.terms(output, target).values())
-        return torch.stack(terms).sum() if terms else torch.zeros((), device=output.device)
+        return self.sum(self.terms(output, target), output.device)
+
+    @staticmethod
+    def sum(terms: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """Return the sum of terms, 0 of none."""
+        return torch.stack(list(terms.values())).sum() if terms else torch.zeros((), device=device)
 
 
 def _matched(output: Entry, rows: Tensor) -> Entry:
@@ -167,9 +170,12 @@ def _matched(output: Entry, rows: Tensor) -> Entry:
     return output.pick(positions, rows)
 
 
-def train_loader(
-    strategy: Any, *, seed: int, max_steps: int | None = None, workers: int = 0, features: FeatureSource | None = None
-) -> DenseLoader:
+def planned_steps(strategy: Any) -> int:
+    """Return how many steps a strategy will take in the experience it is about to learn."""
+    return getattr(strategy, "total_steps", 0) or len(strategy.dataloader) * strategy.train_epochs
+
+
+def train_loader(strategy: Any, *, seed: int, workers: int = 0, features: FeatureSource | None = None) -> DenseLoader:
     """Make the loader of the experience a strategy is about to learn."""
     experience = strategy.experience
     return DenseLoader(
@@ -180,7 +186,6 @@ def train_loader(
         augmentation=experience.augmentation,
         features=features,
         train=True,
-        max_steps=max_steps,
         workers=workers,
         pin_memory=strategy.device.type == "cuda",
     )
@@ -274,6 +279,8 @@ class DenseTemplate(SupervisedTemplate):
         self.epochs, self.max_steps, self.base_steps = epochs, max_steps, base_steps
         self.seed, self.workers, self.lr_head, self.lr_backbone = seed, workers, lr_head, lr_backbone
         self.mb_losses: dict[str, Tensor] = {}
+        self.total_steps = 0
+        self._step = 0
         self.model.to(self.device)
 
     @property
@@ -287,17 +294,26 @@ class DenseTemplate(SupervisedTemplate):
         first = experience.task_label == 0 and self.base_steps is not None
         return self.base_steps if first else self.max_steps
 
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        """Load by counters (see `medusa_cl.data.loader`); steps = min(max_steps, epochs x batches)."""
-        self.dataloader = loader = train_loader(
-            self, seed=self.seed, max_steps=self.steps_of(self.experience), workers=self.workers
-        )
-        self.set_length(loader)
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
+        """Train; what plugins draw from the global random state (buffers, replay) depends on the seed and the place."""
+        with seeded("plugins", self.seed, len(self.model.tasks)):
+            return super().train(experiences, eval_streams, **kwargs)
 
-    def set_length(self, loader: DenseLoader) -> None:
-        """Fit the number of epochs to a loader's step limit, and its limit to the number of epochs."""
-        self.train_epochs = self.epochs if loader.epochs is None else min(self.epochs, loader.epochs)
-        loader.max_steps = min(loader.max_steps or 2**62, self.train_epochs * loader.batches_per_epoch)
+    def make_train_dataloader(self, features: FeatureSource | None = None, **kwargs: Any) -> None:
+        """Load by counters (see `medusa_cl.data.loader`); steps = min(max_steps, epochs x batches)."""
+        loader = train_loader(self, seed=self.seed, workers=self.workers, features=features)
+        possible = self.epochs * loader.batches_per_epoch
+        self.total_steps = loader.max_steps = min(self.steps_of(self.experience) or possible, possible)
+        self.train_epochs = loader.epochs or 1
+        self._step, self._stop_training = 0, False
+        self.dataloader = loader
+
+    def _after_training_iteration(self, **kwargs: Any) -> None:
+        """Count a step; a loader that a plugin has put in the place of ours is stopped at the limit too."""
+        super()._after_training_iteration(**kwargs)
+        self._step += 1
+        if self._step >= self.total_steps:
+            self.stop_training()
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Load all images in order."""
@@ -319,7 +335,8 @@ class DenseTemplate(SupervisedTemplate):
     def criterion(self) -> Tensor:
         """Return the loss and keep its terms by task for the loggers."""
         self.mb_losses = self._criterion.terms(self.mb_output, self.mb_y)
-        return torch.stack(list(self.mb_losses.values())).sum()
+        loss: Tensor = self._criterion.sum(self.mb_losses, self.mb_output.device)
+        return loss
 
     def backward(self) -> None:
         """Run the backward pass of a finite loss.
@@ -333,9 +350,8 @@ class DenseTemplate(SupervisedTemplate):
 
     def _not_finite(self) -> str:
         bad = [task for task, loss in self.mb_losses.items() if not torch.isfinite(loss)]
-        step = getattr(self.dataloader, "step", "?")
         return (
-            f'The loss is {float(self.loss)} at step {step} of "{self.experience.name}" '
+            f'The loss is {float(self.loss.detach())} at step {self._step + 1} of "{self.experience.name}" '
             f"(in: {', '.join(bad) or 'a plugin'}). "
             f"Try a lower trainer.lr_head (now {self.lr_head:g}) or trainer.lr_backbone (now {self.lr_backbone:g}), "
             "trainer.precision=32, or look at the targets of that task."

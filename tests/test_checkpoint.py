@@ -107,6 +107,21 @@ def test_a_task_of_ones_own_is_passed(tiny_model: Callable[..., MultiTaskModel],
     assert torch.equal(again.predict(image)["disparity"], model.predict(image)["disparity"])
 
 
+def test_a_changed_built_in_task_is_passed_too(tiny_model: Callable[..., MultiTaskModel], tmp_path: Path) -> None:
+    import dataclasses
+
+    own = dataclasses.replace(tasks.depth(), unit="cm")
+    model = tiny_model(own)
+    save_model(model, tmp_path)
+    model.save_head("depth", tmp_path / "head.safetensors")
+    model.remove_head("depth")
+    for load in (lambda: load_model(tmp_path), lambda: model.load_head(tmp_path / "head.safetensors")):
+        with pytest.raises(TaskError, match=r'"depth" is no built-in.*DenseTask itself'):
+            load()
+    assert load_model(tmp_path, tasks={"depth": own}).tasks["depth"].unit == "cm"
+    assert model.load_head(tmp_path / "head.safetensors", task=own) is own
+
+
 @pytest.mark.parametrize("name", [DESCRIPTION, WEIGHTS])
 @pytest.mark.parametrize("damage", ["absent", "empty", "cut", "noise"])
 def test_damage_is_found_and_the_file_named(saved: Path, name: str, damage: str) -> None:

@@ -17,6 +17,7 @@ from skimage.morphology import thin as skimage_thin
 from torch import Tensor
 from torchmetrics import Metric
 
+from fake_data import fake_scene
 from medusa_cl import metrics
 
 H, W, K = 24, 30, 5
@@ -478,3 +479,46 @@ def test_false_edges_in_an_empty_image_lower_the_precision_of_the_split() -> Non
     some = torch.as_tensor(random_lines(np.random.default_rng(0)))[None, None].float()
     alone, both = value("edges", (some, some)), value("edges", (some, some), (some, torch.zeros_like(some)))
     assert both["precision"] == pytest.approx(alone["precision"] / 2) and both["recall"] == alone["recall"]
+
+
+def soft(edge: np.ndarray) -> np.ndarray:
+    """Edges as a net draws them: some pixels wide, with a crest of 1."""
+    blurred = ndimage.gaussian_filter(edge.astype(np.float32), 1.2)
+    return blurred / blurred.max()
+
+
+def predicted_edges(seed: int, index: int, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:
+    """A prediction that misses some edges and invents others (those of another scene, fainter), and its target."""
+    true, other = (fake_scene(seed, split, index, size)["edges"] == 1 for split in ("test", "other"))
+    trust = ndimage.gaussian_filter(np.random.default_rng([seed, index]).normal(size=size), 6)
+    trust = 0.5 + 0.5 * trust / np.abs(trust).max()
+    return np.maximum(soft(true) * trust, soft(other) * 0.5 * trust[::-1]).astype(np.float32), true
+
+
+def ods_f(pairs: list[tuple[np.ndarray, np.ndarray]], tolerance: float) -> float:
+    """The F-measure of the Berkeley benchmark: pixels are matched one to one, thinned at each threshold."""
+    from pyEdgeEval._lib import correspond_pixels
+
+    scores = []
+    for threshold in metrics.EdgeMetric.THRESHOLDS:
+        correct = predicted = found = edges = 0
+        for probability, target in pairs:
+            crest, line = skimage_thin(metrics.ridges(probability) >= threshold), skimage_thin(target)
+            mine, theirs, _, _ = correspond_pixels(crest, line, max_dist=tolerance)
+            correct, predicted = correct + (mine > 0).sum(), predicted + crest.sum()
+            found, edges = found + (theirs > 0).sum(), edges + line.sum()
+        precision, recall = correct / max(predicted, 1), found / edges
+        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
+    return float(max(scores))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_edge_f_is_near_that_of_the_berkeley_benchmark(seed: int) -> None:
+    pytest.importorskip("pyEdgeEval", reason="the extra `edges` is not installed")
+    pairs = [predicted_edges(seed, index) for index in range(2)]
+    metric = metrics.EdgeMetric(0.011)
+    for probability, target in pairs:
+        metric.update(torch.as_tensor(probability)[None, None], torch.as_tensor(target)[None, None].float())
+    ours = float(metric.compute()["edge_f"]) / 100
+    assert 0.8 < ours < 0.97
+    assert ours == pytest.approx(ods_f(pairs, 0.011), abs=0.03)

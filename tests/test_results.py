@@ -122,7 +122,9 @@ def test_summary_parts_of_a_frozen_stream() -> None:
     assert parts["forgetting"]["mean"] == pytest.approx(2.3)
     assert parts["forgetting_percent"]["mean"] == pytest.approx(10 / 3)
     gains = parts["transfer"]
-    assert gains["per_task"]["normals"] == pytest.approx(
+    normals = gains["per_task"]["normals"]
+    assert normals.pop("references") == {name: values["normals"] for name, values in REFERENCES.items()}
+    assert normals == pytest.approx(
         {
             "value": 20.0,
             "delta": -25.0,
@@ -130,6 +132,7 @@ def test_summary_parts_of_a_frozen_stream() -> None:
             "feature_gain": 100 * 2.5 / 22.5,
             "control_gain": 100 / 21,
             "head_gain": 10.0,
+            "attention_gain": -100 * 1.5 / 21,
         }
     )
     assert gains["ufl_delta"] == pytest.approx((-25.0 - 12.5) / 2)
@@ -137,6 +140,7 @@ def test_summary_parts_of_a_frozen_stream() -> None:
     assert gains["head_gain"] == pytest.approx((10.0 + 12.5) / 2)
     assert gains["feature_gain"] == pytest.approx((100 * 2.5 / 22.5 + 100 * 7 / 63) / 2)
     assert gains["control_gain"] == pytest.approx((100 / 21 + 100 * 2 / 68) / 2)
+    assert gains["attention_gain"] == pytest.approx((-100 * 1.5 / 21 - 100 * 5 / 68) / 2)
     assert gains["references"] == list(REFERENCES) and gains["reference_values"] == REFERENCES
     assert gains["why_null"] == {}
     assert parts["relative"]["mtl_delta"] == pytest.approx((-24.0 + 20.0 - 56.25 - 12.5) / 4)
@@ -169,7 +173,8 @@ def test_every_null_has_a_reason_and_nothing_else_has() -> None:
 def test_means_are_for_frozen_backbones_and_feature_gain_for_medusa_heads() -> None:
     tuned = summary_parts(stream(), REFERENCES, frozen=False)["transfer"]
     assert [tuned[k] for k in ("ufl_delta", "ufl_gain", "feature_gain", "control_gain")] == [None] * 4
-    assert tuned["head_gain"] is not None and tuned["per_task"]["edges"]["delta"] == -12.5
+    assert tuned["head_gain"] is not None and tuned["attention_gain"] is not None
+    assert tuned["per_task"]["edges"]["delta"] == -12.5
     assert tuned["why_null"]["ufl_gain"] == "the backbone was not frozen"
     plain = summary_parts(stream(), REFERENCES, medusa_head=False)["transfer"]
     assert plain["feature_gain"] is None and plain["ufl_gain"] is not None
@@ -210,7 +215,7 @@ def test_turning_every_metric_round_changes_no_result(cells: list[float], refere
             matrix.set_row(k, {t: sign * v for t, v in zip("abc", cells[stop - k - 1 : stop], strict=False)})
         result = summary_parts(matrix, {"single_task": {t: sign * v for t, v in zip("abc", reference, strict=True)}})
         for task in result["transfer"]["per_task"].values():
-            del task["value"]
+            del task["value"], task["references"]
         del result["matrix"], result["transfer"]["reference_values"]
         return result
 

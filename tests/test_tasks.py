@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 
@@ -161,6 +162,26 @@ def test_an_unknown_kind_is_answered_by_the_nearest() -> None:
     described = tasks.depth().describe() | {"kind": "dept"}
     with pytest.raises(TaskError, match=r'"dept".*Did you mean "depth"\?.*own'):
         from_description(described)
+
+
+CHANGED = {
+    "unit": dataclasses.replace(tasks.depth(), unit="cm"),
+    "primary": dataclasses.replace(tasks.depth(), primary="abs_rel"),
+    "channels": dataclasses.replace(tasks.normals(), channels=4),
+    "options": dataclasses.replace(tasks.depth(), options={"far": 3}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_changed_built_in_task_does_not_come_back_as_the_plain_one(what: str) -> None:
+    described = json.loads(json.dumps(CHANGED[what].describe()))
+    with pytest.raises(TaskError, match=r"DenseTask itself.*load_model\(tasks=.*load_head\(task="):
+        from_description(described)
+
+
+def test_what_was_changed_is_said() -> None:
+    with pytest.raises(TaskError, match=r"\"depth\" is no built-in.*unit 'cm' \(built in: 'm'\)"):
+        from_description(CHANGED["unit"].describe())
 
 
 def test_one_class_is_none_to_choose_from() -> None:

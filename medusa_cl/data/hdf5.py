@@ -484,6 +484,17 @@ class HDF5Data:
         return f"{self.path}: {where} of group {self.group} is damaged. {_REMAKE}"
 
 
+def groups(path: str | Path) -> dict[str, int]:
+    """Return the groups of a file of our format and how many images each holds.
+
+    Raises:
+        MissingDataError: There is no such file.
+        DataError: The file is damaged or foreign.
+    """
+    with _open(Path(path), "r") as file:
+        return {name: len(file[name]["digest"]) for name in file if f"{name}/digest" in file}
+
+
 _REMAKE = "Delete the file and make or fetch it again."
 
 # Readers of the same stored array in one process share it (a stream opens the images once a task).

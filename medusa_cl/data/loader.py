@@ -137,6 +137,19 @@ class Augmentation:
         return (IDENTITY, View(flip=True)) if self.flip else (IDENTITY,)
 
 
+def as_augmentation(options: Mapping[str, Any] | Augmentation | None) -> Augmentation:
+    """Return an `Augmentation` of its options.
+
+    Args:
+        options: `flip` and `zooms` as a configuration gives them, both optional; or the `Augmentation` itself; None
+            for the default, a flip alone.
+    """
+    if options is None or isinstance(options, Augmentation):
+        return options or Augmentation()
+    zooms = tuple(float(zoom) for zoom in options.get("zooms", (1.0,)))
+    return Augmentation(flip=bool(options.get("flip", True)), zooms=zooms)
+
+
 class FeatureSource(Protocol):
     """Gives the features of an image's view without running the backbone."""
 

@@ -53,6 +53,12 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.tasks: dict[str, DenseTask] = {}
         self.frozen_heads: set[str] = set()
+        self.memory_format = torch.contiguous_format
+
+    def use_channels_last(self) -> None:
+        """Lay weights and features out channels last, those of later heads too: faster kernels for small networks."""
+        self.memory_format = torch.channels_last
+        self.to(memory_format=self.memory_format)
 
     def add_head(self, task: DenseTask, seed: int, head: HeadFactory | None = None) -> None:
         """Add a fresh head, initialised as a pure function of (seed, task name), whatever came before.
@@ -139,7 +145,9 @@ class MultiTaskModel(nn.Module):
         rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
         for name in rows:
             self._known(name)
-        features = self.features(image) if isinstance(image, Tensor) else tuple(image)
+        maps = self.features(image) if isinstance(image, Tensor) else tuple(image)
+        # One layout, wherever features come from: kernels, and so the last bits, depend on it.
+        features = tuple(x.contiguous(memory_format=self.memory_format) for x in maps)
         wanted = {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
         return {name: self._run(name, _select(features, chosen)) for name, chosen in wanted.items()}
 
@@ -216,7 +224,8 @@ class MultiTaskModel(nn.Module):
         return task
 
     def _attach(self, task: DenseTask, head: nn.Module) -> None:
-        self.heads[task.name] = head.train(self.training).to(self.backbone.mean.device)
+        head = head.train(self.training).to(self.backbone.mean.device)
+        self.heads[task.name] = head.to(memory_format=self.memory_format)
         self.tasks[task.name] = task
 
     def _run(self, name: str, features: tuple[Tensor, ...]) -> HeadOutput:

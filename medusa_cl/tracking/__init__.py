@@ -343,7 +343,8 @@ def _final(summary: Mapping[str, Any]) -> dict[str, float | None]:
         "gflops": cost.get("gflops"),
         "train_seconds": _total(cost.get("train_seconds") or {}),
     }
-    values |= {key: transfer.get(key) for key in ("ufl_delta", "ufl_gain", "head_gain", "feature_gain", "control_gain")}
+    gains = ("ufl_delta", "ufl_gain", "head_gain", "feature_gain", "control_gain", "attention_gain")
+    values |= {key: transfer.get(key) for key in gains}
     for task, row in summary["matrix"]["values"].items():
         values[f"{task}_{summary['primary'][task]['metric']}"] = row[-1]
     return {f"final/{name}": value for name, value in values.items()}

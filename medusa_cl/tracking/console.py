@@ -29,6 +29,7 @@ from medusa_cl.tracking.panels import UNKNOWN, number, percent
 
 WIDTH = 120
 QUIET_SECONDS = 15.0  # between two lines of progress where there is no terminal
+GAINS = ("control_gain", "feature_gain", "head_gain", "attention_gain")  # columns of the table, in this order
 NOISE = 1.0  # %; head seeds differ by 0.3 to 0.6 points, so less than this is nothing
 # Shared by the tables: no vertical lines, so that they can be pasted anywhere.
 LOOK: dict[str, Any] = {
@@ -148,11 +149,11 @@ def table(summary: Mapping[str, Any]) -> Table:
     shown = Table(title=title, **LOOK)
     shown.add_column("task", no_wrap=True)
     shown.add_column("metric", no_wrap=True)
-    for name in ("after\nlearning", "now", "forgetting", "control\ngain", "feature\ngain", "head\ngain"):
+    for name in ("just\nlearnt", "now", "for-\ngetting", *(_heading(key) for key in GAINS)):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("ufl gain\n(reference)", justify="right", no_wrap=True)
     shown.add_column("params\nadded", justify="right", no_wrap=True)
-    shown.add_column("seconds", justify="right", no_wrap=True)
+    shown.add_column("train\nsec.", justify="right", no_wrap=True)
     for task in summary["base"]:
         shown.add_row(*_row(summary, task), end_section=task == summary["base"][-1])
     for task in summary["stream"]:
@@ -177,7 +178,8 @@ def reference_table(summary: Mapping[str, Any]) -> Table:
 
 def reading(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences computed from them: forgetting, whose gain it is, and what attention adds."""
-    return [line for line in (_read_forgetting(summary), _read_gain(summary), _read_control(summary)) if line]
+    readers = (_read_forgetting, _read_gain, _read_attention, _read_control)
+    return [line for line in (read(summary) for read in readers) if line]
 
 
 # ---------------------------------------------------------------- the table's cells
@@ -192,7 +194,7 @@ def _row(summary: Mapping[str, Any], task: str) -> list[str | Text]:
         number(_learnt(summary, task)),
         number(finite(summary["matrix"]["values"][task][-1])),
         _forgetting(summary, task),
-        *(_gain(entry.get(key)) for key in ("control_gain", "feature_gain", "head_gain")),
+        *(_gain(entry.get(key)) for key in GAINS),
         _ufl(entry, reference_values(summary).get(task, {}).get("frozen_plain")),
         _count((summary["cost"].get("params_added") or {}).get(task)),
         _seconds(summary, task),
@@ -216,7 +218,7 @@ def _with_means(shown: Table, summary: Mapping[str, Any]) -> Table:
     footer: list[str | Text] = [
         "mean, total", "", "", "",
         UNKNOWN if mean is None else _loss(mean),
-        *(_gain(transfer.get(key)) for key in ("control_gain", "feature_gain", "head_gain", "ufl_gain")),
+        *(_gain(transfer.get(key)) for key in (*GAINS, "ufl_gain")),
         _count(cost.get("params_total")),
         f"{sum(seconds):.1f}" if seconds else UNKNOWN,
     ]  # fmt: skip
@@ -224,6 +226,10 @@ def _with_means(shown: Table, summary: Mapping[str, Any]) -> Table:
         column.footer = text
     shown.show_footer = True
     return shown
+
+
+def _heading(key: str) -> str:
+    return key.replace("_", "\n").replace("attention", "attent.")  # the whole word would cost two columns of 120
 
 
 def _metric(primary: Mapping[str, Any]) -> str:
@@ -247,7 +253,7 @@ def _forgetting(summary: Mapping[str, Any], task: str) -> str | Text:
 def _loss(lost: float) -> str | Text:
     if lost == 0:
         return Text("0", style="green")
-    return Text(percent(lost) if abs(lost) >= 0.05 else f"{lost:+.1e} %", style="red" if lost > NOISE else "")
+    return Text(percent(lost) if abs(lost) >= 0.05 else f"{lost:+.0e} %", style="red" if lost > NOISE else "")
 
 
 def _gain(value: Any) -> Text:
@@ -321,15 +327,24 @@ def _read_missing(summary: Mapping[str, Any], both: float | None) -> str:
     return f"Just after learning, the new tasks were {percent(mean)} against plain heads on plain features{tail}."
 
 
+def _read_attention(summary: Mapping[str, Any]) -> str:
+    """Attention alone: the same plain features below both heads, which are of equal size."""
+    attention = finite(summary["transfer"].get("attention_gain"))
+    if attention is None:
+        return ""
+    if abs(attention) < NOISE:
+        verdict = f"attention adds nothing measurable (under {NOISE:.0f} % is noise between seeds)"
+    else:
+        verdict = "the share of attention, from one seed" if attention > 0 else "attention costs quality here"
+    return f"Medusa against ungated heads of equal size, both on plain features, is {percent(attention)}: {verdict}."
+
+
 def _read_control(summary: Mapping[str, Any]) -> str:
+    """Features and attention together, so no verdict on either."""
     control = finite(summary["transfer"].get("control_gain"))
     if control is None:
         return ""
-    if abs(control) < NOISE:
-        verdict = f"attention adds nothing measurable (under {NOISE:.0f} % is noise between seeds)"
-    else:
-        verdict = "the share of attention, from one seed" if control > 0 else "attention costs quality here"
-    return f"Against an ungated head of equal size it is {percent(control)}: {verdict}."
+    return f"Against an ungated head of equal size on plain features, this run as a whole is {percent(control)}."
 
 
 # ---------------------------------------------------------------- the closing lines

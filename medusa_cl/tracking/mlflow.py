@@ -220,7 +220,7 @@ class MLflowTracker:
         """A model can only be logged to the globally active run; the caller's own one is left as it was."""
         import mlflow
 
-        before = mlflow.get_tracking_uri()
+        before, exported = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)
         # Our models take two forms of image batch, which no signature describes: the warning leads nowhere.
         logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
@@ -230,6 +230,9 @@ class MLflowTracker:
             self.client.update_run(self.run_id, status="RUNNING")
         finally:
             mlflow.set_tracking_uri(before)
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which mlflow exports by itself
+            if exported is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = exported
             logging.getLogger("mlflow.pyfunc").setLevel(logging.NOTSET)
 
 

@@ -32,7 +32,8 @@ BARS = (
     ("gain", "ufl gain: against plain features with a plain head", "#14506e"),
     ("head_gain", "head gain: plain features, Medusa head against plain head", "#8fa3b8"),
     ("feature_gain", "feature gain: Medusa head, Medusa features against plain features", "#e08a1e"),
-    ("control_gain", "control gain: against an ungated head of equal size", "#7a9a3a"),
+    ("attention_gain", "attention gain: plain features, Medusa head against an ungated head of equal size", "#b5485d"),
+    ("control_gain", "control gain: against plain features with an ungated head of equal size", "#7a9a3a"),
     ("delta", "ufl delta: against a single-task net trained end to end", "#9b6aa8"),
 )
 
@@ -390,7 +391,7 @@ def _draw_bars(axes: Axes, entries: Sequence[Mapping[str, Any]], shown: Sequence
 
 def _say_nothing(axes: Axes, why: Mapping[str, Any] | None) -> None:
     axes.axis("off")
-    whole = ("ufl_gain", "ufl_delta", "feature_gain", "head_gain", "control_gain")
+    whole = ("ufl_gain", "ufl_delta", "feature_gain", "head_gain", "attention_gain", "control_gain")
     given = why or {}
     reasons = [f"{key}: {str(given[key]).partition(';')[0]}" for key in whole if key in given]
     text = "\n".join(["No reference to compare with.", *reasons])

@@ -13,7 +13,7 @@ from medusa_cl import tasks
 from medusa_cl.batch import Features, TaskBatch
 from medusa_cl.data import transforms
 from medusa_cl.data.hdf5 import HDF5Data
-from medusa_cl.data.loader import IDENTITY, Augmentation, DenseDataset, DenseLoader, View
+from medusa_cl.data.loader import IDENTITY, Augmentation, DenseDataset, DenseLoader, View, as_augmentation
 
 TASKS = {task.name: task for task in (tasks.semseg(19), tasks.depth(), tasks.normals())}
 KEY = (0, "semseg+depth+normals")
@@ -257,3 +257,10 @@ def test_features_stand_for_images_and_belong_to_the_same_view(make: Callable[..
         assert features[1].flatten().tolist() == flips
         assert same(y, other)
         assert same(labels, other_labels)
+
+
+def test_an_augmentation_is_made_of_its_options() -> None:
+    assert as_augmentation(None) == Augmentation()
+    given = Augmentation(flip=False, zooms=(1.5,))
+    assert as_augmentation(given) is given
+    assert as_augmentation({"flip": False, "zooms": [1, 1.5]}) == Augmentation(flip=False, zooms=(1.0, 1.5))

@@ -249,7 +249,9 @@ def test_cache_holds_the_rooms_and_grows(home: Path) -> None:
     data.verify()
     assert data.image_size == TINY and data.attrs["palette"][0] == list(rooms.PALETTE[0])
     assert data.field("semseg").classes == rooms.CLASSES
-    assert sorted(p.name for p in home.iterdir() if not p.name.endswith(".lock")) == [path.name]
+    make(4, 1)
+    kept = [path.name, f"{path.name}.verified"]
+    assert sorted(p.name for p in home.iterdir() if not p.name.endswith(".lock")) == kept
 
 
 def test_sizes_have_files_of_their_own(home: Path) -> None:
@@ -269,6 +271,40 @@ def test_a_bad_file_is_made_again(home: Path, harm: str) -> None:
     with pytest.warns(UserWarning, match="made again"):
         assert rooms.rooms_file(TINY, {"train": 2}, workers=1) == path
     assert (stored(path, "train") == rendered("train", 2)).all()
+
+
+def flip_a_byte(path: Path) -> None:
+    """In the middle of an image as it is stored; the file opens and reads as before, or fails to unpack."""
+    with h5py.File(path, "r") as file:
+        where = file["train"]["image"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[where.byte_offset + where.size // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_flipped_byte_in_the_finished_file_is_found(home: Path, grown: bool) -> None:
+    path, train = make(2), 4 if grown else 2
+    make(2)  # found whole, and remembered
+    flip_a_byte(path)
+    with pytest.warns(UserWarning, match="damaged.*made again"):
+        rooms.rooms_file(TINY, {"train": train, "val": 1}, workers=1)
+    assert (stored(path, "train") == rendered("train", train)).all()
+    HDF5Data(path, "train").verify()
+    make(train)
+
+
+def test_a_file_is_verified_once_for_each_state(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[str] = []
+    verify = HDF5Data.verify
+    monkeypatch.setattr(HDF5Data, "verify", lambda data: (verified.append(data.group), verify(data)))
+    path = make(2, 1)
+    for _ in range(3):
+        make(2, 1)
+    assert sorted(verified) == ["train", "val"]
+    os.utime(path, ns=(1, 1))
+    make(2, 1)
+    assert len(verified) == 4
 
 
 def test_an_interrupted_run_is_taken_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,24 @@ def test_the_first_images_may_do(folder: Path) -> None:
         nyud_incremental(root=str(folder), train_size=5)
 
 
+def test_names_are_checked_before_any_file_is_looked_for() -> None:
+    for wrong in ({"stream": ["normls"]}, {"base": []}, {"stream": ["depth"]}):
+        with pytest.raises(TaskError):
+            nyud_incremental(root="absent.h5", **wrong)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_val_is_opened_where_the_file_has_images_of_it(count: int, folder: Path, tmp_path: Path) -> None:
+    assert set(nyud_incremental(root=str(folder)).streams) == {"train", "test"}
+    sizes = {"train": 4, "test": 2} | ({"val": count} if count else {})
+    path = fake_dense_hdf5(tmp_path / FILE, sizes, fields=FIELDS, classes=40)
+    scenario = nyud_incremental(root=str(path))
+    if count:
+        assert [len(e.dataset) for e in scenario.val_stream] == [count] * 3
+        assert {e.augmentation for e in scenario.val_stream} == {None}
+    assert ("val" in scenario.content_hash) == bool(count)
+
+
 def test_base_stream_and_augmentation_are_chosen(folder: Path) -> None:
     chosen = nyud_incremental(root=str(folder), base=["edges"], stream=["depth"], augment={"flip": False})
     assert chosen.groups == [("edges",), ("depth",)]

@@ -25,7 +25,7 @@ def line(text: str, start: str) -> str:
 def test_the_table_carries_value_unit_direction_and_transfer() -> None:
     text = printed(console.report(fake_summary(), "runs/a", "mlflow ui\nhttp://127.0.0.1:5000"))
     row = line(text, "normals")
-    for part in ("mean ° ↓", "14.31", "+30.4 % (20.57)", "+30.0 %", "+0.6 %", "+3.8 %", "981 k", "21.2"):
+    for part in ("mean ° ↓", "14.31", "+30.4 % (20.57)", "+30.0 %", "+0.6 %", "+3.8 %", "+3.2 %", "981 k", "21.2"):
         assert part in row
     assert "miou % ↑" in line(text, "semseg")
     assert line(text, "reshading").split()[4 + 1] == DASH  # the last task cannot have been forgotten
@@ -33,7 +33,9 @@ def test_the_table_carries_value_unit_direction_and_transfer() -> None:
     assert "mlflow ui" in text and "runs/a/panels" in text and "242 = rooms 61" in text.replace("241", "242")
 
 
-@pytest.mark.parametrize("summary", [fake_summary(), fake_summary("finetune", 0.3), fake_summary(references={})])
+@pytest.mark.parametrize(
+    "summary", [fake_summary(), fake_summary("finetune", 0.3), fake_summary(lost=1e-9), fake_summary(references={})]
+)
 def test_it_fits_in_120_columns(summary: dict[str, Any]) -> None:
     long = {"semseg": "human_parts", "reshading": "keypoints2d"}
     renamed = rename(summary, long)
@@ -64,9 +66,16 @@ def test_what_is_null_is_a_dash_and_the_reason_is_said() -> None:
     assert "nan" not in text.lower() and "None" not in text
 
 
-def gains(head: float | None, features: float | None, both: float | None = None, control: float | None = None) -> str:
+def gains(
+    head: float | None,
+    features: float | None,
+    both: float | None = None,
+    control: float | None = None,
+    attention: float | None = None,
+) -> str:
     summary = fake_summary()
-    summary["transfer"] |= {"head_gain": head, "feature_gain": features, "ufl_gain": both, "control_gain": control}
+    summary["transfer"] |= {"head_gain": head, "feature_gain": features, "ufl_gain": both}
+    summary["transfer"] |= {"control_gain": control, "attention_gain": attention}
     return " ".join(console.reading(summary))
 
 
@@ -87,9 +96,16 @@ def test_the_reading_follows_the_numbers(head: float, features: float, says: str
 
 
 def test_the_reading_says_what_attention_adds() -> None:
-    assert "attention adds nothing measurable" in gains(1, 1, 2, 0.4)
-    assert "share of attention" in gains(1, 1, 2, 1.5)
-    assert "attention costs" in gains(1, 1, 2, -1.5)
+    # The gain over control heads on plain features holds the features' share too: it must not decide.
+    assert "attention adds nothing measurable" in gains(1, 1, 2, 9.0, 0.4)
+    assert "share of attention" in gains(1, 1, 2, -9.0, 1.5)
+    assert "attention costs" in gains(1, 1, 2, 9.0, -1.5)
+
+
+def test_the_gain_over_control_heads_is_no_verdict_on_attention() -> None:
+    text = gains(1, 1, 2, 1.5)
+    assert "gainst an ungated head of equal size on plain features" in text and "+1.5 %" in text
+    assert "attention" not in text
 
 
 def test_the_reading_of_forgetting() -> None:

@@ -1,5 +1,6 @@
 """The rooms on disk: one HDF5 file for each image size, made on first use and grown when more are asked for."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -33,6 +34,8 @@ BYTES_PER_PIXEL = 6
 
 Progress = Callable[[int, int], None]
 Job = tuple[str, int, int]
+_DAMAGE = (DataError, OSError, KeyError, RuntimeError)
+"""What reading a damaged file raises."""
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +80,7 @@ def rooms_file(
     path = rooms_path(size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _missing(_held(path, size) or {}, counts):
+        if not _missing(_sound(path, size) or {}, counts):
             return path
         with FileLock(f"{path}.lock"):
             return _complete(path, size, counts, progress, workers)
@@ -138,7 +141,47 @@ def _held(path: Path, size: tuple[int, int]) -> dict[str, int] | None:
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"{what}. It is made again.", stacklevel=4)
+    warnings.warn(f"{what}. It is made again.", stacklevel=5)
+
+
+def _sound(path: Path, size: tuple[int, int]) -> dict[str, int] | None:
+    """What the finished file holds; None, with a warning, when an image is not what was written.
+
+    Reading all of it takes a second, so the state in which it was found whole is remembered beside it.
+    """
+    held, note = _held(path, size), path.with_name(path.name + ".verified")
+    if not held or _text(note) == (state := _state(path)):
+        return held
+    try:
+        _verify(path, held)
+    except _DAMAGE as error:
+        _warn(f"{path} is damaged ({error})")
+        return None
+    with contextlib.suppress(OSError):  # a cache that can only be read is verified anew each time
+        partial = note.with_name(f"{note.name}.{os.getpid()}")
+        partial.write_text(state, encoding="utf-8")
+        os.replace(partial, note)
+    return held
+
+
+def _state(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size} bytes, changed at {found.st_mtime_ns} ns\n"
+
+
+def _text(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _verify(path: Path, held: Mapping[str, int]) -> None:
+    from medusa_cl.data.hdf5 import HDF5Data
+
+    for split in (split for split, count in held.items() if count):
+        with contextlib.closing(HDF5Data(path, split)) as data:
+            data.verify()
 
 
 def _missing(held: Mapping[str, int], counts: Mapping[str, int]) -> list[Job]:
@@ -154,7 +197,7 @@ def _complete(
     path: Path, size: tuple[int, int], counts: Mapping[str, int], progress: Progress | None, workers: int | None
 ) -> Path:
     """Under the lock: take up what exists, make what is missing, rename."""
-    held = _held(path, size)
+    held = _sound(path, size)
     if held is not None and not _missing(held, counts):
         return path  # another process made it while this one waited
     part = path.with_name(path.name + ".part")
@@ -183,16 +226,12 @@ def _copy(path: Path, part: Path) -> None:
 
 def _taken_up(part: Path, size: tuple[int, int], held: Mapping[str, int]) -> dict[str, int] | None:
     """What a killed process left behind, if every image in it is whole and it holds all that the file holds."""
-    from medusa_cl.data.hdf5 import HDF5Data
-
     if not part.exists():
         return None
     begun = _held(part, size)
     try:
-        for split, count in (begun or {}).items():
-            if count:
-                HDF5Data(part, split).verify()
-    except (DataError, OSError, KeyError, RuntimeError) as error:
+        _verify(part, begun or {})
+    except _DAMAGE as error:
         _warn(f"{part} is damaged ({error})")
         begun = None
     if begun and all(begun.get(split, 0) >= count for split, count in held.items()):

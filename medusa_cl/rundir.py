@@ -1,0 +1,86 @@
+"""The run directory: made, found again, and never emptied by mistake."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medusa_cl.errors import ConfigError
+
+RUNS = Path("runs")
+BASE = Path("checkpoints") / "experience_0"
+
+
+@contextmanager
+def made(out: str | None, overwrite: bool, scenario: str, stem: str) -> Iterator[Path]:
+    """Make a run directory for the block that sets the run up; should that fail, all is as it was before.
+
+    Args:
+        out: The directory, or None for the next free `runs/<scenario>/<stem>-<n>`.
+        overwrite: Replace a run that is there.
+        scenario: The scenario's name.
+        stem: What the directory's name begins with.
+
+    Raises:
+        ConfigError: It is not empty and may not be, or no run of ours, replaced.
+    """
+    path = Path(out) if out else _free(RUNS / scenario, stem)
+    aside = path.with_name(f"{path.name}.replaced")
+    there = path.is_dir() and any(path.iterdir()) and out is not None
+    if there:
+        _check_replaceable(path, overwrite)
+        path.rename(aside)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path)  # nothing was learnt in it
+        if there:
+            aside.rename(path)
+        raise
+    if there:
+        shutil.rmtree(aside)
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise ConfigError(
+            f"The run directory {path} is not empty. Add overwrite=true to replace the run in it, choose another out=, "
+            "or leave out= away for the next free one."
+        )
+    if not (path / "overrides.yaml").is_file():
+        raise ConfigError(f"overwrite=true replaces runs only, but {path} holds something else. Choose another out=.")
+
+
+def _free(folder: Path, stem: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(10**6):
+        path = folder / f"{stem}-{n}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise ConfigError(f"No free run directory {folder / stem}-<n>: choose one with out=.")
+
+
+def find_base(base: str) -> Path:
+    """Return the directory of the model that a run had after experience 0.
+
+    Args:
+        base: A run directory, the directory of a model, or "last" for the latest run under runs/.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if base == "last":
+        found = sorted(RUNS.glob(f"*/*/{BASE}/model.json"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ConfigError("base=last, but no run under runs/ has learnt its base tasks yet.")
+        return found[-1].parent
+    for path in (Path(base), Path(base) / BASE):
+        if (path / "model.json").is_file():
+            return path
+    raise ConfigError(f"Expected base= a run directory or a model in it, but found no model.json in {base}.")

@@ -1,0 +1,127 @@
+"""The yardstick of benchmarks/learns.py: constants found by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from medusa_cl import tasks
+from medusa_cl.losses import valid_depth, valid_map
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "learns.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("learns", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+learns = load()
+
+
+def test_the_most_frequent_class_ignores_what_is_not_labelled() -> None:
+    found = [torch.tensor([[255, 255, 255], [2, 2, 7]]), torch.tensor([[2, 7, 255]])]
+    assert int(learns.most_frequent(iter(found))) == 2
+
+
+def test_the_miou_of_one_class() -> None:
+    """Class 1 on 3 of 4 valid pixels: IoU 3/4 for it, 0 for class 0, and class 2 occurs nowhere."""
+    target = torch.tensor([[1, 1], [1, 0], [255, 255]])
+    assert learns.score(tasks.semseg(3), learns.same(torch.tensor(1)), [target]) == pytest.approx(37.5)
+
+
+def test_the_mean_is_that_of_valid_pixels() -> None:
+    depth = [torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[2.0, 6.0]]])]
+    constant = learns.mean_value(iter(depth), valid_depth)
+    assert constant.shape == (1, 1, 1)
+    assert float(constant) == 3
+    assert learns.score(tasks.depth(), learns.same(constant), depth) == pytest.approx(((4 + 1 + 9) / 3) ** 0.5)
+    assert float(learns.mean_value([torch.tensor([[[0.25, 0.75, 255.0]]])], valid_map)) == 0.5
+
+
+def test_the_best_direction_is_an_axis_or_the_mean() -> None:
+    """Three views of a wall outvote two of the floor; their mean lies between and is wrong everywhere."""
+    wall, floor, unknown = [0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]
+    mixed = torch.tensor([wall, wall, wall, floor, unknown]).T.reshape(3, 1, 5)
+    assert learns.best_direction([mixed]).flatten().tolist() == wall
+    # Far from every axis the mean is better.
+    slanted = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, -1.0]]), dim=1)
+    assert torch.allclose(learns.best_direction([slanted.T.reshape(3, 1, 1)]).flatten(), slanted[0])
+
+
+def test_random_edges_are_the_same_each_time_and_as_dense_as_said() -> None:
+    target = torch.zeros(1, 64, 64)
+    guess = learns.random_edges(0.1)
+    first = guess(0, target)
+    assert first.shape == target.shape
+    assert torch.equal(first, guess(0, target)) and not torch.equal(first, guess(1, target))
+    assert float((first > 0).float().mean()) == pytest.approx(0.1, abs=0.02)
+    assert float(learns.random_edges(1.0)(0, target).mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_edges_are_guessed_at_several_densities_and_the_rest_once(fake_splits: dict[str, Any]) -> None:
+    train, test = fake_splits["train"], fake_splits["test"]
+    assert len(learns.guesses(tasks.edges(), [])) == len(learns.DENSITIES)
+    for task in (tasks.semseg(19), tasks.depth(), tasks.normals(), tasks.edges(tolerance=0.02), tasks.reshading()):
+        assert 0 < learns.constant_score(task, train, test) < 100
+
+
+ROWS = {"semseg": {"better": 300.0}, "depth": {"better": 20.0}}
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    good = {
+        "strategy": "medusa",
+        "matrix": {"values": {"semseg": [45.0, 45.0]}},
+        "forgetting": {"semseg": 0.0, "depth": 0.0, "mean": 0.0},
+        "cost": {"peak_memory_bytes": 3 * 2**30},
+        "stages": {"data": 100.0, "base": 440.0},
+    }
+    return good | changes
+
+
+def test_a_good_run_misses_nothing() -> None:
+    assert learns.failures(ROWS, summary()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "named"),
+    [
+        (ROWS | {"depth": {"better": 19.9}}, {}, "depth: +19.9 %"),
+        (ROWS | {"depth": {"better": None}}, {}, "depth: "),
+        (ROWS, {"matrix": {"values": {"semseg": [40.0, 45.0]}}}, "semseg: 40.00 %"),
+        (ROWS, {"forgetting": {"depth": 1e-9}}, "forgetting of depth"),
+        (ROWS, {"forgetting": {"depth": None}}, "forgetting of depth"),
+        (ROWS, {"cost": {"peak_memory_bytes": 4 * 2**30}}, "peak memory 4.00 GiB"),
+        (ROWS, {"stages": {"data": 541.0}}, "541 s"),
+    ],
+)
+def test_what_is_missed_is_named(rows: dict[str, Any], changes: dict[str, Any], named: str) -> None:
+    (found,) = learns.failures(rows, summary(**changes))
+    assert named in found
+
+
+def test_the_newest_run_of_medusa_is_taken(tmp_path: Path) -> None:
+    for age, (name, strategy) in enumerate((("new", "finetune"), ("newer", "medusa"), ("old", "medusa"))):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "summary.json"
+        file.write_text(json.dumps(summary(strategy=strategy)))
+        os.utime(file, (1000 - age, 1000 - age))
+    assert learns.find_run([], tmp_path) == tmp_path / "newer"
+    assert learns.find_run([str(tmp_path / "old")]) == tmp_path / "old"
+
+
+def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        learns.find_run([], tmp_path)
+    assert "make demo" in str(left.value)  # a message as exit status means 1

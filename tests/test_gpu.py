@@ -1,0 +1,258 @@
+"""What only a CUDA device can show: `make gpu` runs it; without such a device every test here is skipped."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fake_data import fake_dense_hdf5
+from medusa_cl import tasks
+from medusa_cl.batch import Features
+from medusa_cl.data.features import FrozenFeatures
+from medusa_cl.data.hdf5 import HDF5Data
+from medusa_cl.data.loader import IDENTITY, DenseDataset, DenseLoader, unit_image
+from medusa_cl.losses import at_size
+from medusa_cl.models import MultiTaskModel
+from medusa_cl.randomness import generator
+from medusa_cl.scenarios.dense import DenseScenario
+from medusa_cl.strategies.medusa import Medusa
+from medusa_cl.tasks import DenseTask
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+Model = Callable[..., MultiTaskModel]
+DEVICE = "cuda"
+FUSED_ADAM = functools.partial(torch.optim.Adam, weight_decay=1e-4, fused=True)
+
+
+@pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    """Convolutions in float32 proper: by default CUDA rounds their inputs to TF32, 10 bits of mantissa."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_targets(tmp_path_factory: pytest.TempPathFactory) -> HDF5Data:
+    """Two images with a target of every built-in task."""
+    path = tmp_path_factory.mktemp("all") / "all.h5"
+    return HDF5Data(fake_dense_hdf5(path, {"test": 2}, fields=tuple(tasks.BUILT_IN)), "test")
+
+
+def built_in(name: str) -> DenseTask:
+    return tasks.semseg(19) if name == "semseg" else tasks.BUILT_IN[name]()
+
+
+def images(scenario: DenseScenario) -> Tensor:
+    return torch.stack([unit_image(scenario.data["test"], i) for i in range(3)])
+
+
+def medusa(model: MultiTaskModel, **options: Any) -> Medusa:
+    steps = {"max_steps": 3, "base_steps": 3, "epochs": 100, "batch_size": 4}
+    return Medusa(model=model, **({"device": DEVICE, "optimizer": FUSED_ADAM} | steps | options))
+
+
+def state_of(model: MultiTaskModel, names: tuple[str, ...]) -> dict[str, Tensor]:
+    kept = ("backbone.", *(f"heads.{name}." for name in names))
+    return {key: value.clone() for key, value in model.state_dict().items() if key.startswith(kept)}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def assert_near(there: Tensor, here: Tensor, share: float = 1e-3) -> None:
+    """Equal to within a share of the largest value: near zeros, sums in another order have no relative accuracy."""
+    torch.testing.assert_close(there.cpu(), here, rtol=share, atol=share * float(here.abs().max()))
+
+
+def test_auto_is_the_cuda_device() -> None:
+    from medusa_cl.run import resolve_device
+
+    assert resolve_device("auto") == "cuda"
+
+
+def test_a_run_takes_place_on_the_cuda_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings of `make gpu`: bf16, workers, page-locked memory, channels last; the first line says where."""
+    from hydra import compose, initialize_config_module
+
+    from medusa_cl.run import run
+
+    fields = ("semseg", "depth", "normals", "edges")
+    data = fake_dense_hdf5(tmp_path / "NYUD_MT.h5", {"train": 8, "test": 4}, fields=fields, classes=40)
+    monkeypatch.chdir(tmp_path)
+    overrides = [
+        "experiment=gpu", "scenario=nyud_incremental", f"scenario.root={data}", "scenario.augment.zooms=[1.0]",
+        "backbone.name=test_efficientnet", "backbone.pretrained=false", "head.width=8", "head.mix_width=8",
+        "trainer.base_steps=3", "trainer.max_steps=3", "trainer.batch_size=4", "trainer.workers=2", "tracking=off",
+    ]  # fmt: skip
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        summary = run(compose("config", overrides))
+    assert summary["device"] == "cuda"
+    assert set(summary["forgetting"].values()) == {0.0}
+    assert torch.cuda.get_device_name() in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_old_tasks_keep_their_bits(
+    tiny_model: Model, tiny_scenario: DenseScenario, precision: str, channels_last: bool
+) -> None:
+    """Invariant 1 on CUDA: parameters, buffers, predictions and metrics of everything old, after any later task."""
+    model = tiny_model(precision=precision)
+    if channels_last:
+        model.use_channels_last()
+    strategy, test_images = medusa(model), images(tiny_scenario).to(DEVICE)
+    seen: list[tuple[tuple[str, ...], dict[str, Tensor], dict[str, Tensor], dict[str, Any]]] = []
+    for k, experience in enumerate(tiny_scenario.train_stream):
+        strategy.train(experience, eval_streams=[])
+        strategy.eval(tiny_scenario.test_stream[: k + 1])
+        for names, state, predictions, results in seen:
+            assert equal(state, state_of(model, names))
+            assert equal(predictions, model.predict(test_images, names))
+            assert results == {name: strategy.results[name] for name in names}
+        names = tuple(model.tasks)
+        seen.append((names, state_of(model, names), model.predict(test_images, names), dict(strategy.results)))
+    assert {value.device.type for value in model.state_dict().values()} == {torch.device(DEVICE).type}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_heads_learn(tiny_model: Model, tiny_scenario: DenseScenario, precision: str) -> None:
+    """Forty steps on one task lower its loss on what it saw; weights and logits stay float32 under autocast."""
+    model = tiny_model(precision=precision)
+    strategy = medusa(model, max_steps=40)
+    for experience in tiny_scenario.train_stream[:2]:
+        strategy.train(experience, eval_streams=[])
+    fresh = tiny_model(precision=precision).to(DEVICE)
+    fresh.add_head(tiny_scenario.tasks["normals"], seed=0)
+    fresh.backbone.load_state_dict(model.backbone.state_dict())
+    assert normals_loss(model, tiny_scenario) < 0.9 * normals_loss(fresh, tiny_scenario)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@torch.no_grad()
+def normals_loss(model: MultiTaskModel, scenario: DenseScenario) -> float:
+    data = scenario.data["train"]
+    found = [data.target(i, "normals") for i in range(len(data))]
+    target = torch.stack([t for t in found if t is not None]).to(DEVICE)
+    x = torch.stack([unit_image(data, i) for i in range(len(data))]).to(DEVICE)
+    logits, _ = model.eval()(x, ["normals"])["normals"]
+    assert logits.dtype == torch.float32
+    loss, count = scenario.tasks["normals"].loss(at_size(logits, tuple(target.shape[-2:])), target)
+    return float(loss / count)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_features_travel_through_page_locked_memory(
+    tiny_model: Model, tiny_scenario: DenseScenario, workers: int
+) -> None:
+    """Batches of kept features arrive pinned and whole, and answer as the images would."""
+    model = tiny_model("normals").to(DEVICE).eval()
+    model.freeze_backbone()
+    source = tiny_scenario.data["train"]
+    kept = FrozenFeatures(model.backbone, source, (IDENTITY,), batch_size=4, device=DEVICE, forward=model.features)
+    dataset = DenseDataset(source, ["normals"], 1)
+    options: dict[str, Any] = {"tasks": tiny_scenario.tasks, "workers": workers, "pin_memory": True}
+    for k, (x, y, labels) in enumerate(DenseLoader(dataset, 4, features=kept, **options)):
+        assert isinstance(x, Features)
+        assert all(tensor.is_pinned() for tensor in (*x, *y.entries["normals"], labels) if isinstance(tensor, Tensor))
+        pictures = torch.stack([unit_image(source, i) for i in range(4 * k, 4 * k + 4)]).to(DEVICE)
+        with torch.no_grad():
+            answer, expected = (model(given)["normals"][0] for given in (tuple(x.to(DEVICE)), pictures))
+        torch.testing.assert_close(answer, expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_training_from_kept_features(tiny_model: Model, tiny_scenario: DenseScenario, precision: str) -> None:
+    """The same numbers with and without kept features, but for the order of atomic sums in backward passes."""
+    found = {}
+    for cache in ("memory", "off"):
+        strategy = medusa(tiny_model("semseg", "depth", precision=precision), cache_features=cache)
+        strategy.model.adopt(tiny_scenario.train_stream[0])
+        strategy.train(tiny_scenario.train_stream[1], eval_streams=[])
+        strategy.eval(tiny_scenario.test_stream[1:2])
+        found[cache] = strategy.results["normals"]["mean"]
+    assert found["memory"] == pytest.approx(found["off"], rel=0.05)
+
+
+def test_predictions_agree_with_the_cpu(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    names = ("semseg", "depth", "normals", "edges")
+    model, x = tiny_model(*names).eval(), images(tiny_scenario)
+    with torch.no_grad():
+        here, predicted = model(x), model.predict(x)
+        model.to(DEVICE)
+        there, answered = model(x.to(DEVICE)), model.predict(x.to(DEVICE))
+    for name in names:
+        assert_near(there[name][0], here[name][0])
+    assert (answered["semseg"].cpu() == predicted["semseg"]).float().mean() > 0.99
+    for name in ("depth", "edges"):
+        assert_near(answered[name], predicted[name])
+    # Where the raw vector is short its direction is not well determined, so not pixel by pixel.
+    assert (answered["normals"].cpu() - predicted["normals"]).abs().mean() < 1e-2
+
+
+def test_bf16_is_near_float32(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    """Eight bits of mantissa through a deep net: a few percent, and never NaN."""
+    x = images(tiny_scenario).to(DEVICE)
+    with torch.no_grad():
+        full, half = (tiny_model("depth", precision=p).to(DEVICE).eval()(x)["depth"][0] for p in ("32", "bf16"))
+    assert half.dtype == torch.float32 and bool(half.isfinite().all())
+    assert float((half - full).norm() / full.norm()) < 0.1
+
+
+def test_fused_adam_steps_as_adam_does() -> None:
+    start, steps = torch.randn(64, generator=generator("start")), torch.randn(5, 64, generator=generator("gradients"))
+    reached = {}
+    for device, fused in ((DEVICE, True), ("cpu", False)):
+        weight = torch.nn.Parameter(start.to(device, copy=True))
+        optimizer = torch.optim.Adam([weight], lr=2e-3, weight_decay=1e-4, fused=fused)
+        for gradient in steps:
+            weight.grad = gradient.to(device)
+            optimizer.step()
+        reached[fused] = weight.detach()
+    assert_near(reached[True], reached[False], 1e-5)
+
+
+@pytest.mark.parametrize("name", tasks.BUILT_IN)
+def test_losses_agree_with_the_cpu(all_targets: HDF5Data, name: str) -> None:
+    task, (logits, target) = built_in(name), logits_and_target(all_targets, name)
+    found = {}
+    for device in (DEVICE, "cpu"):
+        given = logits.to(device, copy=True).requires_grad_()
+        loss, count = task.loss(at_size(given, (32, 48)), target.to(device))
+        (loss / count).backward()
+        assert given.grad is not None
+        found[device] = (loss.detach(), count, given.grad)
+    for there, here in zip(found[DEVICE], found["cpu"], strict=True):
+        assert_near(there, here, 1e-4)
+
+
+@pytest.mark.parametrize("name", tasks.BUILT_IN)
+def test_metrics_agree_with_the_cpu(all_targets: HDF5Data, name: str) -> None:
+    task, (logits, target) = built_in(name), logits_and_target(all_targets, name)
+    prediction = task.decode(at_size(logits, (32, 48)))
+    found = {}
+    for device in (DEVICE, "cpu"):
+        metric = task.metric().to(device)
+        metric.update(prediction.to(device), target.to(device))
+        found[device] = {key: float(value) for key, value in metric.compute().items()}
+    assert found[DEVICE] == pytest.approx(found["cpu"], rel=1e-5)
+
+
+def logits_and_target(data: HDF5Data, name: str) -> tuple[Tensor, Tensor]:
+    channels = built_in(name).channels
+    found = [data.target(i, name) for i in range(len(data))]
+    target = torch.stack([t for t in found if t is not None])
+    # Images of 32 x 48 are padded to 32 x 64: logits of a quarter of that.
+    return torch.randn(len(target), channels, 8, 16, generator=generator("logits", name)), target
