@@ -275,6 +275,8 @@ def summary_parts(
     transfers = _plain(gains) | {"references": list(references), "reference_values": known, "why_null": why}
     for task, entry in transfers["per_task"].items():
         entry["references"] = {name: values.get(task) for name, values in known.items()}
+        lacking = (name for name, value in entry["references"].items() if value is None)
+        why |= {f"per_task.{task}.references.{name}": f"reference {name} has no value for it" for name in lacking}
     return {
         "matrix": _matrix(matrix),
         **_plain(losses),

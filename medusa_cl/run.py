@@ -5,12 +5,13 @@ This is where configuration ends: everything below gets plain values, objects an
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medusa_cl import __version__, rundir
 from medusa_cl.configs.check import check_overrides
-from medusa_cl.errors import ConfigError, MedusaError, unknown
+from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
 
 if TYPE_CHECKING:
     from medusa_cl.models.multitask import MultiTaskModel
@@ -141,11 +142,8 @@ def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
             OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
             made = _set_up(cfg, device, run_dir, base, make_console(), stages)
     stages["set-up"] -= stages["data"]
-    try:
+    with _closing(made):
         _learn(made)
-    except BaseException as error:
-        _close(made, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
     return made
 
 
@@ -153,21 +151,31 @@ def finish(made: Run) -> dict[str, Any]:
     """Compare a learnt run with its references, write its summary and show it."""
     from medusa_cl.tracking.console import report
 
-    try:
+    with _closing(made):
         summary = _summary(made)
-    except BaseException:
-        _close(made, "FAILED")
-        raise
     made.recorder.finish()
     made.console.print(report(summary, made.run_dir, made.recorder.ui_line()))
     return summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)}
 
 
-def _close(made: Run, status: str) -> None:
-    made.bars.close()
-    made.recorder.finish(status)
-    if made.beside is not None:
-        made.beside.terminate()
+@contextmanager
+def _closing(made: Run) -> Iterator[None]:
+    """Close what is open should the block fail: the record is valid as far as it goes.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    try:
+        yield
+    except BaseException as error:
+        made.bars.close()
+        if made.beside is not None:
+            made.beside.terminate()
+        with suppress(OSError):
+            made.recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DataError(f"{error.strerror}, in {made.run_dir}. Free some and run again.") from error
+        raise
 
 
 # ---------------------------------------------------------------- checks and names

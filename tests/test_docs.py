@@ -28,7 +28,7 @@ def section(title: str) -> tuple[dict[str, str], int]:
 
 def small(data: Path, *overrides: str) -> list[str]:
     return [
-        "backbone.name=test_efficientnet", "backbone.pretrained=false", "head.width=8", "head.mix_width=8",
+        "backbone.name=test_efficientnet", "backbone.pretrained=false", "head_width=8", "head.mix_width=8",
         "trainer.base_steps=1", "trainer.max_steps=1", "trainer.batch_size=4", "trainer.threads=1", "tracking=off",
         "references=none", f"scenario.root={data}", *overrides,
     ]  # fmt: skip
@@ -99,3 +99,20 @@ def test_the_readme_names_commands() -> None:
         assert target in README
     for picture in re.findall(r"\]\(((?!http)[^)#]+\.png)\)", README):
         assert (ROOT / picture).is_file()
+
+
+def test_the_plain_avalanche_script_of_the_readme() -> None:
+    """As written, but for sizes."""
+    (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(script.splitlines()) <= 20
+    for written, small in (
+        ("train_size=400, test_size=100", "image_size=(32, 64), train_size=4, val_size=0, test_size=2"),
+        ('"tf_efficientnet_lite0"', '"test_efficientnet", pretrained=False'),
+        ("train_mb_size=8, train_epochs=4", "train_mb_size=4, train_epochs=1"),
+    ):
+        assert written in script
+        script = script.replace(written, small)
+    names: dict[str, object] = {}
+    exec(compile(script, "README.md", "exec"), names)
+    results = names["strategy"].evaluator.metrics[0].results  # type: ignore[attr-defined]
+    assert set(results) == {"semseg", "depth", "normals", "edges", "reshading"}

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = [
     "experiment=demo", "compare=['strategy=finetune trainer.max_steps=2']",
     "scenario.image_size=[32,64]", "scenario.train_size=8", "scenario.val_size=0", "scenario.test_size=4",
-    "backbone.name=test_efficientnet", "backbone.pretrained=false", "head.width=8", "head.mix_width=8",
+    "backbone.name=test_efficientnet", "backbone.pretrained=false", "head_width=8", "head.mix_width=8",
     "trainer.base_steps=2", "trainer.max_steps=2", "trainer.batch_size=4", "trainer.threads=1",
 ]  # fmt: skip
 UNSET = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")

@@ -18,9 +18,9 @@ from medusa_cl.errors import ConfigError, DataError, MissingDataError, TaskError
 from medusa_cl.run import run
 
 SMALL = [
-    "scenario=nyud_incremental", "scenario.augment.zooms=[1.0]",
+    "scenario=nyud_incremental", "scenario.augment.zooms=[1.0]", "trainer.lr_head=2e-3", "trainer.lr_backbone=1e-3",
     "backbone.name=test_efficientnet", "backbone.pretrained=false",
-    "head.width=8", "head.mix_width=8", "trainer.base_steps=3", "trainer.max_steps=3", "trainer.batch_size=4",
+    "head_width=8", "head.mix_width=8", "trainer.base_steps=3", "trainer.max_steps=3", "trainer.batch_size=4",
     "trainer.threads=1", "trainer.device=cpu", "tracking=off",
 ]  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_composed_plugins_are_named(nyud: Path, home: Path) -> None:
         ("backbone.name=test_eficientnet", ConfigError, 'Did you mean "test_efficientnet"'),
         ("trainer.device=cuda", ConfigError, "finds no CUDA device. Use trainer.device=auto or cpu"),
         ("trainer.device=gpu", ConfigError, 'Unknown trainer.device "gpu"'),
-        ("trainer.precision=16", ConfigError, 'Unknown precision "16"'),
+        ("trainer.precision=16", ConfigError, 'Unknown trainer.precision "16"'),
         ("trainer.schedule=cosin", ConfigError, 'Did you mean "cosine"'),
         ("references=[frozen_plan]", ConfigError, 'Did you mean "frozen_plain"'),
         ("references=some", ConfigError, "Expected references=auto, none or a list"),
@@ -219,24 +219,58 @@ def test_a_damaged_file_is_named(nyud: Path, home: Path) -> None:
 
 
 def test_a_run_directory_in_use_is_refused(nyud: Path, home: Path) -> None:
-    (home / "mine").mkdir()
-    (home / "mine" / "precious.txt").write_text("keep")
+    quick = ("out=mine", "references=none", "scenario.stream=[normals]")
+    run(small(nyud, *quick))
+    kept = (home / "mine" / "summary.json").read_text()
     with pytest.raises(ConfigError, match=r"mine is not empty\. Add overwrite=true"):
-        run(small(nyud, "out=mine"))
-    assert (home / "mine" / "precious.txt").read_text() == "keep"
-    run(small(nyud, "out=mine", "overwrite=true", "references=none", "scenario.stream=[normals]"))
-    assert not (home / "mine" / "precious.txt").exists()
-    assert (home / "mine" / "summary.json").is_file()
+        run(small(nyud, *quick))
+    with pytest.raises(DataError):
+        run(small(home / "none.h5", *quick, "overwrite=true"))
+    assert (home / "mine" / "summary.json").read_text() == kept, "a run that could not begin replaces nothing"
+    again = run(small(nyud, *quick, "overwrite=true", "seed=1"))
+    assert json.loads((home / "mine" / "summary.json").read_text())["seed"] == again["seed"] == 1
+    assert [path.name for path in home.iterdir() if path.name.startswith("mine")] == ["mine"]
+
+
+def test_only_runs_are_ever_replaced(nyud: Path, home: Path) -> None:
+    (home / "thesis").mkdir()
+    (home / "thesis" / "precious.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="thesis holds something else"):
+        run(small(nyud, "out=thesis", "overwrite=true"))
+    assert (home / "thesis" / "precious.txt").read_text() == "keep"
 
 
 def test_a_loss_that_explodes_leaves_a_valid_directory(nyud: Path, home: Path) -> None:
-    with pytest.raises(TrainingError, match="The loss is"):
+    said = r'The loss is .* at step [2-5] of "semseg\+depth" \(in: (semseg|depth).*Try a lower trainer\.lr_head'
+    with pytest.raises(TrainingError, match=said):
         run(small(nyud, "trainer.lr_head=1e30", "trainer.clip=null", "trainer.base_steps=5", "out=here"))
     assert (home / "here" / "config.yaml").is_file()
     for line in (
         (home / "here" / "metrics.jsonl").read_text().splitlines() if (home / "here/metrics.jsonl").exists() else []
     ):
         json.loads(line)
+    assert json.loads((home / "here" / "tracking.json").read_text())["status"] == "FAILED"
+    assert not (home / "here" / "summary.json").exists()
+
+
+def test_references_can_be_learnt_beside_the_run(finished: tuple[Path, dict[str, Any]], nyud: Path, home: Path) -> None:
+    """In a second process: the same numbers as in this one."""
+    summary = run(small(nyud, "trainer.processes=2"))
+    assert summary["transfer"]["reference_values"] == finished[1]["transfer"]["reference_values"]
+    assert summary["matrix"] == finished[1]["matrix"]
+
+
+def test_a_full_disk_is_said(nyud: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from medusa_cl import checkpoint
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DataError, match=r"No space left on device.*here"):
+        run(small(nyud, "out=here", "references=none"))
     assert json.loads((home / "here" / "tracking.json").read_text())["status"] == "FAILED"
 
 
