@@ -111,6 +111,7 @@ class Run:
     console: Any
     bars: Any
     weights_hash: str
+    reference_key: Mapping[str, Any]
     stages: dict[str, float]
     matrix: TaskMatrix | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -284,6 +285,7 @@ def _set_up(
         model.precision = str(cfg.trainer.precision)
         _check_base(model, scenario, cfg, base)
     bars = Progress(functools.partial(progress, console=console))
+    weights_hash = model.backbone.weights_hash()
     made = Run(
         cfg=cfg,
         device=device,
@@ -295,7 +297,8 @@ def _set_up(
         recorder=RunRecorder(run_dir, _tracker(cfg)),
         console=console,
         bars=bars,
-        weights_hash=model.backbone.weights_hash(),
+        weights_hash=weights_hash,
+        reference_key=_reference_key(cfg, device, scenario, weights_hash),
         stages=stages,
     )
     if cfg.trainer.processes > 1 and _reference_names(made):
@@ -464,7 +467,7 @@ def _base_run(made: Run) -> Path | None:
     return folder if same and theirs.references != "none" else None
 
 
-def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> Recipe:
+def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, key: Mapping[str, Any]) -> Recipe:
     from medusa_cl.strategies.references import Recipe
 
     heads = head_factories(cfg)
@@ -474,7 +477,7 @@ def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash:
         heads={name: _head(head) for name, head in heads.items()},
         strategy=_strategy_factory(cfg, device),
         precision=str(cfg.trainer.precision),
-        key=_reference_key(cfg, device, scenario, weights_hash),
+        key=key,
         head_keys=heads,
         cache=rundir.RUNS / ".cache",
     )
@@ -518,20 +521,20 @@ def _learn_references_beside(made: Run) -> Any:
     """Start a process that learns the references into their cache while this one learns the run."""
     made.console.print("references are learnt in a second process, beside the run")
     config = OmegaConf.to_container(made.cfg, resolve=True)
-    arguments = (config, made.device, made.weights_hash, _reference_names(made))
+    arguments = (config, made.device, made.reference_key, _reference_names(made))
     process = multiprocessing.get_context("spawn").Process(target=_references_beside, args=arguments, daemon=True)
     process.start()
     return process
 
 
-def _references_beside(config: Any, device: str, weights_hash: str, names: list[str]) -> None:
+def _references_beside(config: Any, device: str, key: Mapping[str, Any], names: list[str]) -> None:
     import torch
 
     from medusa_cl.strategies.references import reference_values
 
     cfg = OmegaConf.create(config)
     torch.set_num_threads(int(cfg.trainer.threads))
-    reference_values(_recipe(cfg, device, _scenario(cfg), weights_hash), names)
+    reference_values(_recipe(cfg, device, _scenario(cfg), key), names)
 
 
 def _references(made: Run) -> Values:
@@ -553,7 +556,7 @@ def _references(made: Run) -> Values:
             made.beside.join()
             bar.advance()
         made.beside = None  # what it could not learn is learnt here, where its error is seen
-    recipe = _recipe(made.cfg, made.device, made.scenario, made.weights_hash)
+    recipe = _recipe(made.cfg, made.device, made.scenario, made.reference_key)
     recipe.notify = made.console.print
     recipe.strategy = made.make_strategy
     if (
