@@ -158,7 +158,7 @@ def test_references_are_kept(
 
 
 def test_single_task_nets_give_delta(nyud: Path, home: Path) -> None:
-    summary = run(small(nyud, "references=[single_task]", "scenario.stream=[normals]"))
+    summary = run(small(nyud, "references=[single_task]", "scenario.base=[depth]", "scenario.stream=[normals]"))
     assert summary["transfer"]["ufl_delta"] is not None
     assert summary["relative"]["mtl_delta"] is not None
     assert summary["transfer"]["ufl_gain"] is None

@@ -324,6 +324,8 @@ def _read_missing(summary: Mapping[str, Any], both: float | None) -> str:
     mean = mean_transfer(summary)
     if mean is None:
         return f"No transfer could be measured{f': {reason}' if reason else ''}."
+    if transfer.get("ufl_delta") is not None:
+        return f"Just after learning, the new tasks were {percent(mean)} against single-task nets trained end to end."
     return f"Just after learning, the new tasks were {percent(mean)} against plain heads on plain features{tail}."
 
 
