@@ -19,7 +19,7 @@ from medusa_cl.run import instantiate
 GROUPS = groups()
 TRAINER = {
     "device", "precision", "batch_size", "epochs", "max_steps", "base_steps", "lr_head", "lr_backbone", "workers",
-    "threads", "schedule", "clip", "weight_decay", "channels_last",
+    "threads", "schedule", "clip", "weight_decay", "channels_last", "processes",
 }  # fmt: skip
 
 
@@ -102,7 +102,9 @@ def test_backbones_are_made_without_learnt_weights(name: str) -> None:
 
 @options("head")
 def test_heads_are_made_by_their_configuration(name: str) -> None:
-    factory = instantiate(config(f"head={name}").head)
+    content = dict(config(f"head={name}").head)
+    assert content.pop("name") == name
+    factory = instantiate(content)
     head = factory((24, 32, 48, 64), 5)
     assert isinstance(head, nn.Module)
     maps = [torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip((24, 32, 48, 64), (4, 8, 16, 32), strict=True)]
