@@ -309,7 +309,8 @@ def _set_up(
 def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
     stream = f"{', '.join(cfg.scenario.base)}, then {', '.join(cfg.scenario.stream)}"
     composed = " + ".join([cfg.strategy.name, *cfg.plugins])
-    steps = f"{cfg.trainer.base_steps or 'all'} base, {cfg.trainer.max_steps or 'all'} a task"
+    first = "" if base is not None else f"{cfg.trainer.base_steps or 'all'} base, "
+    steps = f"{first}{cfg.trainer.max_steps or 'all'} a task"
     return {
         "scenario": f"{cfg.scenario.name}: {stream}",
         "strategy": f"{composed}, freeze {cfg.strategy.freeze}, seed {cfg.seed}",
