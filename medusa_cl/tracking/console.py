@@ -280,11 +280,12 @@ def _count(count: Any) -> str:
 
 
 def _read_forgetting(summary: Mapping[str, Any]) -> str:
+    raw = [value for task, value in summary["forgetting"].items() if task != "mean"]
+    if raw and all(value == 0 for value in raw):  # not None: what is unknown is not 0
+        return "Forgetting is exactly 0: no later task changed an earlier one."
     mean = finite((summary.get("forgetting_percent") or {}).get("mean"))
     if mean is None:
         return ""
-    if mean == 0 and not any(finite(v) for v in summary["forgetting_percent"].values()):
-        return "Forgetting is exactly 0: no later task changed an earlier one."
     verb = "lost" if mean > 0 else "gained"
     return f"Since they were learnt, the earlier tasks {verb} {abs(mean):.1f} % on average."
 
