@@ -84,13 +84,36 @@ def run_with(folder: Path, *overrides: str) -> dict[str, object]:
     return run(cfg)
 
 
+TINY = [
+    "backbone.name=test_efficientnet", "backbone.pretrained=false", "head_width=8", "trainer.base_steps=1",
+    "trainer.max_steps=1", "trainer.batch_size=2", "trainer.threads=1", "tracking=off", "references=none",
+]  # fmt: skip
+TINY_ROOMS = [
+    *TINY,
+    *(f"scenario.{key}" for key in ("image_size=[32,64]", "train_size=4", "val_size=0", "test_size=2")),
+]
+
+
+def learnt(*overrides: str) -> dict[str, object]:
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        cfg = compose("config", list(overrides))
+    return run(cfg)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_of_the_readme_compose(command: str) -> None:
+def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As typed, but for sizes; of a sweep the first combination."""
+    monkeypatch.chdir(tmp_path)
     arguments = [a for a in command.split("#")[0].split() if a != "-m"]
     check_overrides(arguments)
-    single = [a.split(",")[0] if "=" in a and "[" not in a else a for a in arguments]
-    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
-        compose("config", single)
+    single = [a.split(",")[0] if "[" not in a else a for a in arguments]
+    if "base=last" in single:
+        learnt(*TINY_ROOMS)
+    if "scenario=nyud_incremental" in single:
+        fake_dense_hdf5(tmp_path / "NYUD_MT.h5", {"train": 4, "test": 2}, classes=40)
+    summary = learnt(*single, *(TINY if "scenario=nyud_incremental" in single else TINY_ROOMS))
+    assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
 
 
 def test_the_readme_names_commands() -> None:
