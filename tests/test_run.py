@@ -314,3 +314,4 @@ def test_the_command_line(nyud: Path, home: Path) -> None:
     first = fine.stdout.splitlines()[0]
     assert first.startswith("medusa_cl 0.1.0 on CPU, 1 threads")
     assert "Forgetting is exactly 0" in fine.stdout
+    assert [path.name for path in home.iterdir()] == ["runs"], "a run writes nowhere else"

@@ -68,7 +68,7 @@ class FrozenFeatures:
         if not backbone.frozen:
             raise TrainingError("Features can be kept only of a frozen backbone. Set strategy.cache_features=off.")
         self._forward = forward or backbone
-        self._backbone, self._source, self._batch_size, self._device = backbone, source, batch_size, device
+        self._source, self._batch_size, self._device = source, batch_size, device
         self._kept: dict[View, tuple[Tensor, ...]] = {}
         for view in views:
             self.add(view)
