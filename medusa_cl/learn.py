@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medusa_cl.data.loader import unit_image
+from medusa_cl.data.loader import DenseDataset
 from medusa_cl.results import TaskMatrix
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def pictures(
     Returns:
         The images, H W 3 uint8, and for each task learnt (target or None, prediction) of each image, drawn alike.
     """
-    source = scenario.data["test"]
-    indices = [i * len(source) // count for i in range(min(count, len(source)))]
-    images = torch.stack([unit_image(source, i) for i in indices])
+    samples = DenseDataset(scenario.data["test"], scenario.tasks, 0)
+    shown = [samples[i * len(samples) // count] for i in range(min(count, len(samples)))]
+    images = torch.stack([sample.image for sample in shown])  # type: ignore[misc]
     device = next(model.parameters()).device
     predictions = {name: value.cpu().numpy() for name, value in model.predict(images.to(device)).items()}
     drawn: dict[str, list[tuple[Any, Any]]] = {}
     for name, task in model.tasks.items():
-        targets = [source.target(i, name) for i in indices]
+        targets = [sample.targets.get(name) for sample in shown]
         pairs = zip(targets, predictions[name], strict=True)
         drawn[name] = [(None if t is None else task.draw(t.numpy()), task.draw(p)) for t, p in pairs]
     rgb = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

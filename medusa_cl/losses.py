@@ -16,20 +16,27 @@ from torch import Tensor
 
 __all__ = [
     "IGNORED_LABEL",
+    "UNKNOWN",
     "at_size",
     "balanced_bce",
     "cross_entropy",
+    "l1_curvature",
     "l1_depth",
     "l1_normals",
+    "l1_regression",
     "l1_reshading",
+    "valid_curvature",
     "valid_depth",
     "valid_labels",
     "valid_map",
     "valid_normals",
+    "valid_values",
     "weighted_bce",
 ]
 
 IGNORED_LABEL = 255
+UNKNOWN = -1e9  # the ignored value of quantities that may take any other; exact in float32
+MAX_CURVATURE = 10.0
 STRIDE = 32  # images are padded to a multiple of the backbone's coarsest stride
 # A predicted normal shorter than this is divided by this: bounds the gradient of the normalisation near the origin.
 MIN_LENGTH = 1e-3
@@ -93,6 +100,16 @@ def valid_map(target: Tensor) -> Tensor:
     return (target >= 0) & (target <= 1.5)
 
 
+def valid_curvature(target: Tensor) -> Tensor:
+    """Where a curvature in 1/m is known: at most 10 in magnitude (255 by convention is not)."""
+    return target.abs() <= MAX_CURVATURE
+
+
+def valid_values(target: Tensor) -> Tensor:
+    """Where a quantity of any range is known: finite, and not -1e9."""
+    return (target > UNKNOWN) & target.isfinite()
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of classes.
 
@@ -142,6 +159,38 @@ def l1_reshading(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: If the shapes differ.
     """
     return _l1(logits, target, valid_map(target))
+
+
+def l1_curvature(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Absolute error of principal curvatures.
+
+    Args:
+        logits: B 2 H W, float, 1/m.
+        target: B 2 H W, float, 1/m in [-10, 10]; larger magnitudes (255) are ignored.
+
+    Returns:
+        Sum of absolute errors over both curvatures; number of valid values.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    return _l1(logits, target, valid_curvature(target))
+
+
+def l1_regression(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Absolute error of a quantity of any range.
+
+    Args:
+        logits: B C H W, float.
+        target: B C H W, float; -1e9 and what is not finite is ignored.
+
+    Returns:
+        Sum of absolute errors over the components; number of valid values.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    return _l1(logits, target, valid_values(target))
 
 
 def l1_normals(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

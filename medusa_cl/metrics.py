@@ -8,6 +8,7 @@ seen, no edge to be found) is NaN, never 0.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,20 @@ from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
 
+from medusa_cl.data.geometry import BoolMap, thin
 from medusa_cl.losses import IGNORED_LABEL, valid_depth, valid_map, valid_normals
 
 __all__ = [
     "DepthMetric",
     "EdgeMetric",
+    "ErrorMetric",
     "NormalsMetric",
-    "ReshadingMetric",
     "SaliencyMetric",
     "SegmentationMetric",
     "match_edges",
     "ridges",
-    "thin",
 ]
 
-BoolMap = npt.NDArray[np.bool_]
 FloatMap = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
@@ -146,36 +146,46 @@ class DepthMetric(_PooledMetric):
         }
 
 
-class ReshadingMetric(_PooledMetric):
-    """Root mean square error of reshading in [0, 1]."""
+class ErrorMetric(_PooledMetric):
+    """Root mean square and mean absolute error of a quantity, in its unit.
+
+    Args:
+        valid: `target -> booleans` of the same shape: which values are known, one of the `valid_...` of `losses`.
+        primary: Which of the two comes first, "rmse" or "mae".
+    """
 
     higher_is_better = False
     squared: Tensor
-    pixels: Tensor
+    absolute: Tensor
+    values: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, valid: Callable[[Tensor], Tensor] = valid_map, primary: str = "rmse", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("squared", "pixels"):
+        self._valid, self._primary = valid, primary
+        for name in ("squared", "absolute", "values"):
             self._add_sum(name)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add squared errors.
+        """Add errors.
 
         Args:
-            prediction: B 1 H W, float.
-            target: B 1 H W, float in [0, 1]; values above 1.5 (255) are ignored.
+            prediction: B C H W, float.
+            target: B C H W, float; what is not valid is ignored.
 
         Raises:
             ValueError: If the shapes differ.
         """
         _check_shapes(prediction, target)
-        valid = valid_map(target)
-        self.squared += (prediction[valid].double() - target[valid].double()).square().sum()
-        self.pixels += valid.sum()
+        valid = self._valid(target)
+        errors = prediction[valid].double() - target[valid].double()
+        self.squared += errors.square().sum()
+        self.absolute += errors.abs().sum()
+        self.values += valid.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return rmse."""
-        return {"rmse": (self.squared / self.pixels).sqrt()}
+        """Return rmse and mae; NaN where nothing is valid."""
+        errors = {"rmse": (self.squared / self.values).sqrt(), "mae": self.absolute / self.values}
+        return dict(sorted(errors.items(), key=lambda item: item[0] != self._primary))
 
 
 class NormalsMetric(_PooledMetric):
@@ -396,37 +406,6 @@ def ridges(probability: FloatMap, sigma: float = 1.0) -> FloatMap:
         ndimage.map_coordinates(probability, here + sign * step, order=1, mode="constant", cval=0.0) for sign in (-1, 1)
     )
     return np.where((probability > one) & (probability >= other), probability, np.float32(0))
-
-
-def thin(edge: BoolMap) -> BoolMap:
-    """Thin lines to one pixel without breaking them (Guo and Hall 1989, the first of their two algorithms).
-
-    Args:
-        edge: H W, bool.
-
-    Returns:
-        H W, bool; lines that are thin already stay as they are.
-    """
-    edge = edge.copy()
-    while True:
-        before = int(edge.sum())
-        for turn in (0, 4):  # from the north-east, then from the south-west
-            edge &= ~_removable(edge, turn)
-        if int(edge.sum()) == before:
-            return edge
-
-
-def _removable(edge: BoolMap, turn: int) -> BoolMap:
-    rows, columns = edge.shape
-    padded = np.pad(edge, 1)
-    # The neighbours x1..x8 counter-clockwise from the east, or from the west in the second turn.
-    offsets = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
-    x = [padded[1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns] for dy, dx in offsets[turn:] + offsets[:turn]]
-    crossings = sum((~x[i] & (x[i + 1] | x[(i + 2) % 8])).astype(np.int8) for i in range(0, 8, 2))
-    even = sum((x[i] | x[i + 1]).astype(np.int8) for i in range(0, 8, 2))
-    odd = sum((x[i + 1] | x[(i + 2) % 8]).astype(np.int8) for i in range(0, 8, 2))
-    neighbours = np.minimum(even, odd)
-    return edge & (crossings == 1) & (neighbours >= 2) & (neighbours <= 3) & ~((x[1] | x[2] | ~x[7]) & x[0])
 
 
 def _highest_within(crest: FloatMap, line: BoolMap, radius: float) -> FloatMap:

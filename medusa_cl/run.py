@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from medusa_cl.tracking import RunRecorder
 
 Values = dict[str, dict[str, float | None]]
+SELECT = ("last", "val")  # which epoch's weights are kept; never by the test split
 MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
 
 
@@ -138,6 +139,7 @@ def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
         torch.set_num_threads(int(cfg.trainer.threads))
         base = rundir.find_base(cfg.base) if cfg.base else None
         _check(cfg)
+        _arrange(cfg)
         with rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg)) as run_dir:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
@@ -211,6 +213,8 @@ def _check(cfg: DictConfig) -> None:
     for key, least in {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1}.items():
         if trainer[key] is not None and trainer[key] < least:
             raise ConfigError(f"Expected trainer.{key} of at least {least}, but got {trainer[key]}.")
+    if trainer.select not in SELECT:
+        raise ConfigError(unknown("trainer.select", str(trainer.select), SELECT))
     if str(trainer.precision) not in PRECISIONS:
         raise ConfigError(unknown("trainer.precision", str(trainer.precision), PRECISIONS))
     if not isinstance(cfg.references, str):
@@ -222,6 +226,16 @@ def _check(cfg: DictConfig) -> None:
     _plugins(cfg)
     small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
     _head(cfg.head)(small.channels, 1)
+
+
+def _arrange(cfg: DictConfig) -> None:
+    """Say in the configuration what will be learnt when, where its options decide that."""
+    from medusa_cl.scenarios.dense import arrange
+
+    scenario = cfg.scenario
+    options = {key: scenario[key] for key in ("order", "held_out", "seed") if key in scenario}
+    if options and scenario.base and scenario.stream:
+        scenario.base, scenario.stream = arrange(scenario.base, scenario.stream, **options)
 
 
 def instantiate(config: Any, **options: Any) -> Any:
@@ -278,6 +292,11 @@ def _set_up(
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, base)))
     with timed(stages, "data"):
         scenario = _scenario(cfg, console)
+    _tell_data(scenario, console)
+    if cfg.trainer.select == "val" and "val" not in scenario.data:
+        raise ConfigError(
+            "trainer.select=val needs a val split. Set scenario.val_fraction=0.1, or trainer.select=last."
+        )
     if base is None:
         model = MultiTaskModel(instantiate(cfg.backbone), _head(cfg.head), str(cfg.trainer.precision))
     else:
@@ -293,7 +312,7 @@ def _set_up(
         base=base,
         scenario=scenario,
         model=model,
-        make_strategy=_strategy_factory(cfg, device, bars),
+        make_strategy=_strategy_factory(cfg, device, scenario, bars),
         recorder=RunRecorder(run_dir, _tracker(cfg)),
         console=console,
         bars=bars,
@@ -307,12 +326,13 @@ def _set_up(
 
 
 def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
-    stream = f"{', '.join(cfg.scenario.base)}, then {', '.join(cfg.scenario.stream)}"
+    base_tasks, new_tasks = (", ".join(cfg.scenario.get(part) or ()) for part in ("base", "stream"))
+    stream = f": {base_tasks}, then {new_tasks}" if base_tasks and new_tasks else ""
     composed = " + ".join([cfg.strategy.name, *cfg.plugins])
     first = "" if base is not None else f"{cfg.trainer.base_steps or 'all'} base, "
     steps = f"{first}{cfg.trainer.max_steps or 'all'} a task"
     return {
-        "scenario": f"{cfg.scenario.name}: {stream}",
+        "scenario": f"{cfg.scenario.name}{stream}",
         "strategy": f"{composed}, freeze {cfg.strategy.freeze}, seed {cfg.seed}",
         "model": f"{cfg.backbone.name}, head {cfg.head.name}",
         "steps": f"{steps}, batch {cfg.trainer.batch_size}",
@@ -321,20 +341,30 @@ def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
 
 
 def _scenario(cfg: DictConfig, console: Any = None) -> DenseScenario:
-    """Make the scenario; one that generates its data shows how far it is."""
+    """Make the scenario; one that makes, fetches or reads through its data shows how far it is."""
     from medusa_cl.tracking.console import progress
 
     with ExitStack() as stack:
-        shown: list[Any] = []
+        shown: dict[str, Any] = {}
 
-        def advance(done: int, total: int) -> None:
-            if not shown:
-                shown.append(stack.enter_context(progress("rooms (once)", total, console)))
-            shown[0].advance(done - shown[0].done, done - shown[0].images)
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.close()  # one bar at a time
+                shown[what] = stack.enter_context(progress(what, total, console))
+            shown[what].to(done, total)
 
-        generated = str(cfg.scenario["_target_"]).startswith("medusa_cl.scenarios.rooms.")
-        made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if generated and console else {}))
+        ours = str(cfg.scenario["_target_"]).startswith("medusa_cl.")
+        made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if ours and console else {}))
         return made
+
+
+def _tell_data(scenario: DenseScenario, console: Any) -> None:
+    if scenario.about:
+        console.print(f"data: {scenario.about}", markup=False)
+    for split, faults in scenario.skipped.items():
+        console.print(f"{len(faults)} {split} images are left out:", markup=False)
+        for image, fault in faults.items():
+            console.print(f"  {image}: {fault}", markup=False)
 
 
 def _check_base(model: MultiTaskModel, scenario: DenseScenario, cfg: DictConfig, base: Path) -> None:
@@ -355,11 +385,11 @@ def _tracker(cfg: DictConfig) -> Any:
     return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=rundir.RUNS)
 
 
-def _strategy_factory(cfg: DictConfig, device: str, bars: Any = None) -> Callable[..., Medusa]:
+def _strategy_factory(cfg: DictConfig, device: str, scenario: DenseScenario, bars: Any = None) -> Callable[..., Medusa]:
     """Return `(model, **options) -> Medusa` with the run's trainer options."""
     import torch
 
-    from medusa_cl.strategies.plugins import GradientClipping, LRSchedule
+    from medusa_cl.strategies.plugins import GradientClipping, LRSchedule, ValSelection
 
     trainer = cfg.trainer
     keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
@@ -373,7 +403,9 @@ def _strategy_factory(cfg: DictConfig, device: str, bars: Any = None) -> Callabl
     def make(model: MultiTaskModel, *, plugins: Sequence[Any] = (), **options: Any) -> Medusa:
         if trainer.channels_last:
             model.use_channels_last()
-        own = [LRSchedule(trainer.schedule)]
+        own: list[Any] = [LRSchedule(trainer.schedule)]
+        if trainer.select == "val":
+            own.append(ValSelection(scenario.data["val"]))
         clip = [GradientClipping(trainer.clip)] if trainer.clip else []
         shown = [bars] if bars is not None else []
         made: Medusa = instantiate(_unnamed(cfg.strategy))(
@@ -476,7 +508,7 @@ def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, key: Mapping[
         scenario=scenario,
         backbone=functools.partial(instantiate, cfg.backbone),
         heads={name: _head(head) for name, head in heads.items()},
-        strategy=_strategy_factory(cfg, device),
+        strategy=_strategy_factory(cfg, device, scenario),
         precision=str(cfg.trainer.precision),
         key=key,
         head_keys=heads,
@@ -589,8 +621,7 @@ def _summary(made: Run) -> dict[str, Any]:
     with timed(made.stages, "tracking"):
         _overview(made)
         made.recorder.model(made.run_dir / "model")
-    height, width = made.scenario.data["test"].image(0).shape[-2:]
-    cost = costs(made.model, (int(height), int(width))) | {
+    cost = costs(made.model, made.scenario.data["test"].image_size) | {
         "train_seconds": {label: value for label, value in made.seconds.items() if label != "evaluation"},
         "images_per_second": rates,
     }
@@ -604,6 +635,7 @@ def _summary(made: Run) -> dict[str, Any]:
         frozen=made.cfg.strategy.freeze == "backbone",
         medusa_head=made.cfg.head["_target_"] == MEDUSA_HEAD,
     )
+    summary["labels"] = made.scenario.label_notes
     summary["stages"] = made.stages
     made.recorder.summary(summary, (made.run_dir / "task_matrix.csv").read_text(encoding="utf-8"))
     return summary
@@ -632,6 +664,7 @@ def _provenance(made: Run) -> dict[str, Any]:
         "weights_hash": made.weights_hash,
         "base": None if made.base is None else str(made.base),
         "rooms_golden_ok": golden,
+        "skipped": {split: list(faults) for split, faults in made.scenario.skipped.items()},
     }
 
 

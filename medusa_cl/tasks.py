@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,10 @@ def _unzoomed(target: Tensor, factor: float) -> Tensor:
     return target
 
 
+def _unrotated(target: Tensor, degrees: float) -> Tensor:
+    return target
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseTask:
     """One dense prediction task.
@@ -55,6 +60,8 @@ class DenseTask:
         draw: `one target or prediction (no batch) -> H W 3 uint8` picture.
         on_flip: How the values of a target (C H W) change under a horizontal flip, besides their place.
         on_zoom: How the values of a target change under a zoom by a factor, besides their place.
+        on_rotate: How the values of a target (C H W) change when the picture is rotated about its centre by some
+            degrees, besides their place; positive is counter-clockwise as seen.
         classes: Names of the classes, for tasks that have some.
         options: What the function that made a built-in task was called with.
     """
@@ -73,6 +80,7 @@ class DenseTask:
     loss_weight: float = 1.0
     on_flip: Callable[[Tensor], Tensor] = _unmoved
     on_zoom: Callable[[Tensor, float], Tensor] = _unzoomed
+    on_rotate: Callable[[Tensor, float], Tensor] = _unrotated
     classes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -200,6 +208,7 @@ def normals(*, name: str = "normals", loss_weight: float = 10.0) -> DenseTask:
         loss_weight=loss_weight,
         draw=_draw_normals,
         on_flip=_mirror_x,
+        on_rotate=_rotate_xy,
     )
 
 
@@ -211,7 +220,7 @@ def reshading(*, name: str = "reshading", loss_weight: float = 1.0) -> DenseTask
         channels=1,
         loss=losses.l1_reshading,
         decode=_identity,
-        metric=functools.partial(_metric, "ReshadingMetric"),
+        metric=functools.partial(_metric, "ErrorMetric"),
         primary="rmse",
         unit="",
         higher_is_better=False,
@@ -221,8 +230,80 @@ def reshading(*, name: str = "reshading", loss_weight: float = 1.0) -> DenseTask
     )
 
 
+def keypoints2d(*, name: str = "keypoints2d", loss_weight: float = 10.0) -> DenseTask:
+    """2D keypoints (`geometry.keypoints2d`): as `reshading`. Target: 1 H W in [0, 1], 255 ignored."""
+    return dataclasses.replace(reshading(name=name, loss_weight=loss_weight), kind="keypoints2d")
+
+
+def curvature(*, name: str = "curvature", loss_weight: float = 0.1) -> DenseTask:
+    """Principal curvatures: L1, mean absolute error in 1/m. Target: 2 H W, 1/m clipped to +-10, 255 ignored."""
+    return DenseTask(
+        name=name,
+        kind="curvature",
+        channels=2,
+        loss=losses.l1_curvature,
+        decode=_identity,
+        metric=functools.partial(_metric, "ErrorMetric", valid=losses.valid_curvature, primary="mae"),
+        primary="mae",
+        unit="1/m",
+        higher_is_better=False,
+        ignore=255,
+        loss_weight=loss_weight,
+        draw=functools.partial(_draw_values, low=-losses.MAX_CURVATURE / 2, high=losses.MAX_CURVATURE / 2, ignore=255),
+    )
+
+
+def regression(
+    channels: int = 1,
+    *,
+    unit: str = "",
+    shown: Sequence[float] = (0.0, 1.0),
+    name: str = "regression",
+    loss_weight: float = 1.0,
+) -> DenseTask:
+    """Any quantity: L1, RMSE in its unit. Target: C H W float, -1e9 (`losses.UNKNOWN`) ignored.
+
+    Args:
+        channels: Numbers a pixel.
+        unit: Their unit.
+        shown: The range that pictures show.
+        name: The task's name.
+        loss_weight: The task's weight in multitask training.
+    """
+    low, high = (float(value) for value in shown)
+    if channels < 1 or not low < high:
+        raise TaskError(f"Expected channels of at least 1 and shown = low < high, but got {channels} and {shown}.")
+    return DenseTask(
+        name=name,
+        kind="regression",
+        channels=channels,
+        loss=losses.l1_regression,
+        decode=_identity,
+        metric=functools.partial(_metric, "ErrorMetric", valid=losses.valid_values),
+        primary="rmse",
+        unit=unit,
+        higher_is_better=False,
+        ignore=losses.UNKNOWN,
+        loss_weight=loss_weight,
+        draw=functools.partial(_draw_values, low=low, high=high, ignore=losses.UNKNOWN),
+        options={"channels": channels, "unit": unit, "shown": [low, high]},
+    )
+
+
 BUILT_IN: Mapping[str, Callable[..., DenseTask]] = {
-    make.__name__: make for make in (semseg, human_parts, saliency, edges, depth, normals, reshading)
+    make.__name__: make
+    for make in (
+        semseg,
+        human_parts,
+        saliency,
+        edges,
+        depth,
+        normals,
+        reshading,
+        keypoints2d,
+        curvature,
+        regression,
+    )
 }
 
 
@@ -280,6 +361,15 @@ def _mirror_x(target: Tensor) -> Tensor:
     return target * target.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
 
 
+def _rotate_xy(target: Tensor, degrees: float) -> Tensor:
+    """Roll vectors 3 H W about z with the picture: y points down, so counter-clockwise takes +x to -y."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turned = target.clone()
+    turned[0].mul_(cos).add_(target[1], alpha=sin)
+    turned[1].mul_(cos).sub_(target[0], alpha=sin)
+    return turned
+
+
 @functools.cache
 def palette(classes: int = 256) -> NDArray[np.uint8]:
     """Return well separated colours, `classes` x 3 uint8, the same for every run; 255 (ignored) is black."""
@@ -306,6 +396,15 @@ def _draw_depth(metres: NDArray[Any], far: float = 8.0) -> NDArray[np.uint8]:
 
     colours = matplotlib.colormaps["magma"](np.clip(metres[0] / far, 0, 1))[..., :3]
     picture: NDArray[np.uint8] = (np.where(metres[0][..., None] > 0, colours, 0) * 255).astype(np.uint8)
+    return picture
+
+
+def _draw_values(values: NDArray[Any], low: float, high: float, ignore: float) -> NDArray[np.uint8]:
+    import matplotlib
+
+    shade = np.clip((values[0] - low) / (high - low), 0, 1)
+    colours = matplotlib.colormaps["viridis"](shade)[..., :3]
+    picture: NDArray[np.uint8] = (np.where(values[0][..., None] != ignore, colours, 0) * 255).astype(np.uint8)
     return picture
 
 

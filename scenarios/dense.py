@@ -11,10 +11,12 @@ from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from medusa_cl.batch import collate
 from medusa_cl.data.loader import Augmentation, DenseData, DenseDataset
-from medusa_cl.errors import DataError, TaskError, unknown
+from medusa_cl.errors import ConfigError, DataError, TaskError, unknown
+from medusa_cl.randomness import permutation
 from medusa_cl.tasks import DenseTask
 
 SPLITS = ("train", "val", "test")
+ORDERS = ("listed", "random")
 
 
 class DenseExperience(DatasetExperience):
@@ -32,7 +34,7 @@ class DenseExperience(DatasetExperience):
     ) -> None:
         self.tasks = {task.name: task for task in tasks}
         self.task_label, self.source, self.augmentation = label, source, augmentation
-        samples = DenseDataset(source, list(self.tasks), label)
+        samples = DenseDataset(source, self.tasks, label)
         if not len(samples):
             raise DataError(
                 f"No image of {source} has a label of {', '.join(self.tasks)}, so experience {label} is empty. "
@@ -73,6 +75,9 @@ class DenseScenario(CLScenario):
         tasks: All tasks by name, in the order in which they are learnt.
         data: The splits.
         augmentation: How training images vary.
+        about: What the data is, in one line; may be empty.
+        label_notes: What the labels of some tasks are, where they are no measurements.
+        skipped: What is wrong with the images left out, by split and image.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class DenseScenario(CLScenario):
         self.name, self.base, self.stream = name, tuple(base), tuple(stream)
         self.tasks = {task: tasks[task] for group in groups for task in group}
         self.data, self.augmentation = dict(data), augmentation
+        self.about, self.label_notes = "", dict[str, str]()
+        self.skipped = dict[str, Mapping[str, str]]()
         streams = []
         for split, source in data.items():
             varied = augmentation if split == "train" else None
@@ -106,6 +113,43 @@ class DenseScenario(CLScenario):
     def content_hash(self) -> dict[str, str]:
         """The hash of the data, by split."""
         return {split: source.content_hash for split, source in self.data.items()}
+
+
+def arrange(
+    base: Sequence[str],
+    stream: Sequence[str],
+    *,
+    order: str = "listed",
+    held_out: str | Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[list[str], list[str]]:
+    """Return base and stream as they will be learnt; what comes out comes out again if it is put in.
+
+    Args:
+        base: Names of the tasks of experience 0.
+        stream: Names of the tasks of experiences 1, 2, ...
+        order: "listed", or "random": the stream in an order that depends on the names and `seed` alone.
+        held_out: A task (or several) that alone makes the stream, with all others as the base: leave one out.
+        seed: Of the random order.
+
+    Raises:
+        ConfigError: There is no such order.
+        TaskError: A task held out is in neither.
+    """
+    if order not in ORDERS:
+        raise ConfigError(unknown("scenario.order", order, ORDERS))
+    base, stream = list(base), list(stream)
+    if held_out:
+        alone = [held_out] if isinstance(held_out, str) else list(held_out)
+        every = [*base, *stream]
+        for name in alone:
+            if name not in every:
+                raise TaskError(unknown("task to hold out", name, every))
+        base, stream = [name for name in every if name not in alone], alone
+    if order == "random":
+        names = sorted(stream)
+        stream = [names[i] for i in permutation(len(names), "stream", seed)]
+    return base, stream
 
 
 def check_stream(tasks: Sequence[DenseTask], base: Sequence[str], stream: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from medusa_cl import tasks
 from medusa_cl.data import rooms
 from medusa_cl.data.hdf5 import HDF5Data
 from medusa_cl.data.loader import Augmentation, as_augmentation
-from medusa_cl.scenarios.dense import DenseScenario, check_stream, dense_scenario
+from medusa_cl.scenarios.dense import DenseScenario, arrange, check_stream, dense_scenario
 from medusa_cl.tasks import DenseTask
 
 
@@ -33,7 +34,10 @@ def rooms_incremental(
     stream: Sequence[str] = ("normals", "edges", "reshading"),
     augment: Mapping[str, object] | Augmentation | None = None,
     name: str = "rooms_incremental",
-    progress: Callable[[int, int], None] | None = None,
+    order: str = "listed",
+    held_out: str | Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> DenseScenario:
     """Rooms, generated on first use into the user's cache; the same bits on every machine where the golden hashes hold.
 
@@ -46,18 +50,23 @@ def rooms_incremental(
         stream: Tasks learnt one at a time.
         augment: An `Augmentation`, or its options.
         name: The scenario's name.
-        progress: Called with (images done, images wanted) during generation.
+        order: "listed", or "random": `stream` in an order drawn with `seed`.
+        held_out: A task (or several) that alone makes the stream, with all others as the base.
+        seed: Of the random order.
+        progress: Called with (what is done, images done, images wanted) during generation.
 
     Raises:
         TaskError: A task is unknown or named twice, or `base` is empty; no room has been rendered then.
         DataError: The cache cannot be written.
     """
     known = rooms_tasks()
+    base, stream = arrange(base, stream, order=order, held_out=held_out, seed=seed)
     check_stream(known, base, stream)  # a slip must not cost a minute of rendering first
     size = (int(image_size[0]), int(image_size[1]))
     counts = {"train": train_size, "val": val_size, "test": test_size}
     counts = {split: count for split, count in counts.items() if count}
-    path = rooms.rooms_file(size, counts, progress=progress)
+    told = None if progress is None else functools.partial(progress, "rooms (once)")
+    path = rooms.rooms_file(size, counts, progress=told)
     data = {split: HDF5Data(path, split, size=count) for split, count in counts.items()}
     augmentation = as_augmentation(augment)
     return dense_scenario(known, data, base, stream, name=name, augmentation=augmentation)

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
+from torch import Tensor
 
+from medusa_cl.data.loader import DenseData, DenseDataset, DenseLoader
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.strategies.template import planned_steps
 
@@ -64,6 +66,57 @@ class GradientClipping(SupervisedPlugin):
         """Clip what the optimizer is about to use."""
         parameters = [p for group in strategy.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+
+
+class ValSelection(SupervisedPlugin):
+    """Keeps, of each experience, the weights of the epoch that is best on images set aside for choosing.
+
+    Better by the sum over the experience's tasks of s (M - M_1) / |M_1|, where M is the primary metric after an epoch,
+    M_1 that after the first one and s its direction.
+
+    Args:
+        source: The val split; it must carry the tasks that are trained.
+    """
+
+    def __init__(self, source: DenseData) -> None:
+        super().__init__()
+        self._source = source
+        self._first: dict[str, float] = {}
+        self._best, self._kept = -math.inf, dict[str, Tensor]()
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget the experience before."""
+        self._first, self._best, self._kept = {}, -math.inf, {}
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Look how good the weights are."""
+        tasks = strategy.experience.tasks
+        values = self._values(strategy)
+        self._first = self._first or values
+        better = (
+            tasks[name].sign * (value - self._first[name]) / max(abs(self._first[name]), 1e-12)
+            for name, value in values.items()
+        )
+        score = sum(change for change in better if math.isfinite(change))
+        if score > self._best:
+            self._best = score
+            self._kept = {name: value.detach().cpu().clone() for name, value in strategy.model.state_dict().items()}
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Go back to the best ones."""
+        if self._kept:
+            strategy.model.load_state_dict(self._kept)
+
+    def _values(self, strategy: Any) -> dict[str, float]:
+        """The primary metric of each task on the val split."""
+        tasks = strategy.experience.tasks
+        metrics = {name: task.metric().to(strategy.device) for name, task in tasks.items()}
+        dataset = DenseDataset(self._source, tasks, strategy.experience.task_label)
+        for images, targets, _ in DenseLoader(dataset, strategy.eval_mb_size, tasks=tasks):
+            predicted = strategy.model.model.predict(images.to(strategy.device), list(tasks))
+            for name, entry in targets.to(strategy.device).entries.items():
+                metrics[name].update(predicted[name][entry.rows], entry.value)
+        return {name: float(metric.compute()[tasks[name].primary]) for name, metric in metrics.items()}
 
 
 class Progress(SupervisedPlugin):

@@ -67,6 +67,8 @@ def fake_scene(seed: int, split: str, index: int, image_size: tuple[int, int], c
         "edges": _boundary(instance),
         "saliency": (instance > 0).astype(np.float32),
         "reshading": shade,
+        "curvature": np.stack([label / 4.0, -label / 8.0], axis=-1),
+        "keypoints2d": 1 - shade,
     }
     for name, target in targets.items():
         target[IGNORED] = FIELDS[name].ignore

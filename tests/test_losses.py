@@ -19,7 +19,7 @@ def random_case(name: str, seed: int = 0, ignored: float = 0.4) -> tuple[Tensor,
     """Logits, target and the map B H W of ignored pixels."""
     random = torch.Generator().manual_seed(seed)
     hole = torch.rand(B, H, W, generator=random) < ignored
-    channels = {"cross_entropy": K, "l1_normals": 3}.get(name, 1)
+    channels = {"cross_entropy": K, "l1_normals": 3, "l1_curvature": 2, "l1_regression": 2}.get(name, 1)
     logits = 3 * torch.randn(B, channels, H, W, generator=random)
     if name == "cross_entropy":
         target = torch.randint(0, K, (B, H, W), generator=random).masked_fill(hole, 255)
@@ -28,6 +28,9 @@ def random_case(name: str, seed: int = 0, ignored: float = 0.4) -> tuple[Tensor,
         target = vectors.masked_fill(hole[:, None], 0)
     elif name == "l1_depth":
         target = (0.5 + 5 * torch.rand(B, 1, H, W, generator=random)).masked_fill(hole[:, None], 0)
+    elif name in ("l1_curvature", "l1_regression"):
+        target = (4 * torch.randn(B, 2, H, W, generator=random)).clamp(-10, 10)
+        target = target.masked_fill(hole[:, None], 255 if name == "l1_curvature" else losses.UNKNOWN)
     elif name == "l1_reshading":
         target = torch.rand(B, 1, H, W, generator=random).masked_fill(hole[:, None], 255)
     else:
@@ -50,7 +53,7 @@ def by_hand_cross_entropy(p: np.ndarray, t: np.ndarray) -> float:
 
 
 def by_hand_l1(p: np.ndarray, t: np.ndarray) -> float:
-    return abs(p[0] - t[0])
+    return sum(abs(a - b) for a, b in zip(p, t, strict=True))
 
 
 def by_hand_normals(p: np.ndarray, t: np.ndarray) -> float:
@@ -65,7 +68,16 @@ def by_hand_bce(p: np.ndarray, t: np.ndarray, positive_weight: float) -> float:
 
 LOSSES: dict[str, Loss] = {
     name: getattr(losses, name)
-    for name in ("cross_entropy", "l1_depth", "l1_normals", "l1_reshading", "weighted_bce", "balanced_bce")
+    for name in (
+        "cross_entropy",
+        "l1_depth",
+        "l1_normals",
+        "l1_reshading",
+        "l1_curvature",
+        "l1_regression",
+        "weighted_bce",
+        "balanced_bce",
+    )
 }
 
 
@@ -80,7 +92,7 @@ def by_hand(name: str, logits: Tensor, target: Tensor, hole: Tensor) -> tuple[fl
     if name == "balanced_bce":
         weight = sum(t[0] == 0 for _, t in pairs) / len(pairs)
         return sum(by_hand_bce(p, t, weight) for p, t in pairs), len(pairs)
-    return sum(by_hand_l1(p, t) for p, t in pairs), len(pairs)
+    return sum(by_hand_l1(p, t) for p, t in pairs), logits.shape[1] * len(pairs)
 
 
 def by_torch(name: str, logits: Tensor, target: Tensor) -> Tensor:
@@ -133,6 +145,8 @@ OTHER_IGNORED: dict[str, tuple[float, ...]] = {
     "l1_depth": (0.0, -3.0, math.nan, math.inf),
     "l1_normals": (0.0, 0.1, math.nan, math.inf),
     "l1_reshading": (255.0, 2.0, math.nan, math.inf, -1.0),
+    "l1_curvature": (255.0, -11.0, math.nan, math.inf),
+    "l1_regression": (losses.UNKNOWN, -2e9, math.nan, math.inf),
     "weighted_bce": (255.0, 2.0, math.nan, math.inf, -1.0),
     "balanced_bce": (255.0, 2.0, math.nan, math.inf, -1.0),
 }

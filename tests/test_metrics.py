@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from fake_data import fake_scene
 from medusa_cl import metrics
+from medusa_cl.losses import valid_curvature
 
 H, W, K = 24, 30, 5
 DIAGONAL = math.hypot(H, W)
@@ -53,6 +54,11 @@ def normals_case(random: np.random.Generator, size: tuple[int, ...]) -> tuple[np
     )
 
 
+def curvature_case(random: np.random.Generator, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, float]:
+    target = random.normal(0, 3, (size[0], 2, *size[1:])).clip(-10, 10)
+    return target + random.normal(0, 2, target.shape), target, 255
+
+
 def map_case(random: np.random.Generator, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, float]:
     target = random.random((size[0], 1, *size[1:]))
     return target + random.normal(0, 0.1, target.shape), target, 255
@@ -77,7 +83,8 @@ METRICS: dict[str, tuple[Callable[[], Metric], Case]] = {
     "semseg": (lambda: metrics.SegmentationMetric(K), semseg_case),
     "depth": (metrics.DepthMetric, depth_case),
     "normals": (metrics.NormalsMetric, normals_case),
-    "reshading": (metrics.ReshadingMetric, map_case),
+    "reshading": (metrics.ErrorMetric, map_case),
+    "curvature": (lambda: metrics.ErrorMetric(valid_curvature, primary="mae"), curvature_case),
     "saliency": (metrics.SaliencyMetric, saliency_case),
     "edges": (lambda: metrics.EdgeMetric(0.04), edges_case),
 }
@@ -85,7 +92,8 @@ KEYS = {
     "semseg": ["miou", "pixel_accuracy"],
     "depth": ["rmse", "abs_rel", "delta1"],
     "normals": ["mean", "median", "within_11_25", "within_22_5", "within_30"],
-    "reshading": ["rmse"],
+    "reshading": ["rmse", "mae"],
+    "curvature": ["mae", "rmse"],
     "saliency": ["max_f", "iou"],
     "edges": ["edge_f", "precision", "recall"],
 }
@@ -175,6 +183,7 @@ OTHER_IGNORED = {
     "depth": (0.0, -1.0, math.nan, math.inf),
     "normals": (0.0, 0.2, math.nan, math.inf),
     "reshading": (255.0, 2.0, math.nan, math.inf, -1.0),
+    "curvature": (255.0, -10.5, math.nan, math.inf),
     "saliency": (255.0, 2.0, math.nan, math.inf, -1.0),
     "edges": (255.0, 2.0, math.nan, math.inf, -1.0),
 }
@@ -206,7 +215,8 @@ def test_a_perfect_prediction_is_perfect(name: str) -> None:
         "semseg": [100, 100],
         "depth": [0, 0, 100],
         "normals": [0, 0.005, 100, 100, 100],
-        "reshading": [0],
+        "reshading": [0, 0],
+        "curvature": [0, 0],
         "saliency": [100, 100],
     }
     if name != "edges":  # ignored pixels cut its lines: below
@@ -268,10 +278,13 @@ def test_depth_of_zero_or_below_is_a_miss() -> None:
     assert result["delta1"] == pytest.approx(100 / 3) and math.isfinite(result["rmse"])
 
 
-def test_reshading_by_torchmetrics() -> None:
-    prediction, target = valid_values("reshading", 0)
-    expected = reference.mean_squared_error(torch.from_numpy(prediction), torch.from_numpy(target), squared=False)
-    assert value("reshading", case("reshading")[:2])["rmse"] == pytest.approx(float(expected), rel=1e-9)
+@pytest.mark.parametrize("name", ["reshading", "curvature"])
+def test_errors_by_torchmetrics(name: str) -> None:
+    prediction, target = (torch.from_numpy(v).flatten() for v in valid_values(name, 0))
+    result = value(name, case(name)[:2])
+    rmse = float(reference.mean_squared_error(prediction, target, squared=False))
+    assert result["rmse"] == pytest.approx(rmse, rel=1e-9)
+    assert result["mae"] == pytest.approx(float(reference.mean_absolute_error(prediction, target)), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -344,19 +357,6 @@ def test_saliency_without_salient_pixels() -> None:
 
 
 # ---- edges -----------------------------------------------------------------------------------------------------------
-
-
-def test_thinning_is_that_of_scikit_image() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(60):
-        blob = ndimage.gaussian_filter(random.normal(size=(20, 25)), random.uniform(0.3, 2)) > 0.1 * random.normal()
-        assert np.array_equal(metrics.thin(blob), skimage_thin(blob))
-
-
-@pytest.mark.parametrize("fill", [False, True])
-def test_thinning_of_empty_and_full_images(fill: bool) -> None:
-    image = np.full((6, 9), fill)
-    assert np.array_equal(metrics.thin(image), skimage_thin(image)) and image.all() == fill
 
 
 def ridges_by_loop(probability: np.ndarray) -> np.ndarray:

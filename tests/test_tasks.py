@@ -23,6 +23,9 @@ VARIANTS = {
     "depth": tasks.depth(),
     "normals": tasks.normals(loss_weight=1.5),
     "reshading": tasks.reshading(),
+    "keypoints2d": tasks.keypoints2d(),
+    "curvature": tasks.curvature(loss_weight=0.2),
+    "regression": tasks.regression(3, unit="degC", shown=(10, 40), name="warmth"),
 }
 
 
@@ -40,6 +43,8 @@ def target_for(task: DenseTask, ignored: bool = True) -> Tensor:
     value = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(1))
     if task.kind in ("semseg", "human_parts"):
         target = (value[0] * task.channels).long()
+    elif task.kind in ("curvature", "regression"):
+        target = logits_for(task, 1)[0]
     elif task.kind == "normals":
         target = torch.nn.functional.normalize(logits_for(task, 1)[0], dim=0)
     else:
@@ -127,7 +132,9 @@ def test_the_sign_is_the_metrics_direction() -> None:
     assert {name for name, sign in signs.items() if sign == 1} == {
         "semseg", "semseg_named", "human_parts", "saliency", "edges",
     }  # fmt: skip
-    assert {name for name, sign in signs.items() if sign == -1} == {"depth", "normals", "reshading"}
+    assert {name for name, sign in signs.items() if sign == -1} == {
+        "depth", "normals", "reshading", "keypoints2d", "curvature", "regression",
+    }  # fmt: skip
 
 
 def test_a_flip_turns_normals_and_leaves_every_other_value(task: DenseTask) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medusa_cl.batch import Sample
-from medusa_cl.data.loader import IDENTITY, DenseData, View, unit_image
+from medusa_cl.data.loader import IDENTITY, DenseData, View, padded_image
 from medusa_cl.errors import TrainingError
 from medusa_cl.models.backbone import Backbone
 
@@ -90,7 +90,7 @@ class FrozenFeatures:
         return [scale.to("cpu", torch.float32, memory_format=torch.contiguous_format) for scale in features]
 
     def _seen(self, index: int, view: View) -> Tensor:
-        image = view.of(Sample(unit_image(self._source, index), {}, index, 0), {}).image
+        image = view.of(Sample(padded_image(self._source, index), {}, index, 0), {}).image
         assert isinstance(image, Tensor)
         return image
 

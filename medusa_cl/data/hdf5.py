@@ -1,11 +1,13 @@
 """The one file format that training reads: images and dense targets in HDF5, described by the file itself.
 
 A file holds groups (`train`, `val`, `test`) and each group one dataset a field: `image` (N H W 3 uint8) and the
-targets in compact integer types, one compressed chunk an image. A dataset's attributes say how its integers become
-values (`Field`), so a reader needs no list of tasks. Besides, a group holds
+targets in compact types, one compressed chunk an image. A dataset's attributes say how its numbers become values
+(`Field`), so a reader needs no list of tasks. Besides, a group holds
 
     digest        N 32 uint8     SHA-256 of each image's fields; its length is the number of images
     has/<field>   N bool         only where some images lack that target
+    extent        N 2 uint16     only where images differ in size: the H, W of each, in the upper left of H W
+    id            N string       only where images have names
 
 Rows after the last digest belong to an interrupted append: they are not read, and the next append writes over them.
 """
@@ -42,16 +44,17 @@ KINDS = ("image", "label", "value", "vector")
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """How one field's stored integers become values, and which of them mean "no label".
+    """How one field's stored numbers become values, and which of them mean "no label".
 
     Attributes:
-        dtype: Stored numpy type, little-endian.
-        kind: `image` (H W 3, uint8), `label` (H W), `value` (H W) or `vector` (H W 3, unit length).
+        dtype: Stored numpy type, little-endian; of floats only for values.
+        kind: `image` (H W 3, uint8), `label` (H W), `value` (H W, or H W C) or `vector` (H W 3, unit length).
         scale: value = stored * scale; labels and images are not scaled.
         unit: Unit of the values, for people.
         ignore: The stored and decoded value of a pixel without a label (a vector: all components); None = no such.
-        limit: Largest stored value that is a valid one; None = the type's.
+        limit: Largest stored value that is a valid one (for floats: largest magnitude); None = the type's.
         classes: Names of a label's classes; may be empty.
+        components: The C of a value that has more than one a pixel.
     """
 
     dtype: str
@@ -61,23 +64,44 @@ class Field:
     ignore: int | None = None
     limit: int | None = None
     classes: tuple[str, ...] = ()
+    components: int = 1
 
     def __post_init__(self) -> None:
         """Give the type its one spelling, and refuse what the format does not have."""
         dtype = np.dtype(self.dtype).newbyteorder("<")
-        if self.kind not in KINDS or dtype.kind not in "iu":
-            raise DataError(f"Expected an integer type and a kind of {KINDS}, but got {dtype} and {self.kind!r}.")
+        if self.kind not in KINDS or dtype.kind not in ("iuf" if self.kind == "value" else "iu"):
+            raise DataError(
+                f"Expected an integer type (floats for values only) and a kind of {KINDS}, "
+                f"but got {dtype} and {self.kind!r}."
+            )
         object.__setattr__(self, "dtype", dtype.str.lstrip("|"))
 
     @property
     def channels(self) -> tuple[int, ...]:
         """The shape that follows N H W in the stored dataset."""
-        return (3,) if self.kind in ("image", "vector") else ()
+        if self.kind in ("image", "vector"):
+            return (3,)
+        return (self.components,) if self.components > 1 else ()
 
     @property
-    def largest(self) -> int:
-        """The largest valid stored value."""
-        return int(np.iinfo(self.dtype).max) if self.limit is None else self.limit
+    def is_float(self) -> bool:
+        """Whether values are stored as floats, neither scaled nor rounded."""
+        return np.dtype(self.dtype).kind == "f"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest valid stored value."""
+        if self.is_float:
+            limit = float(np.finfo(self.dtype).max) if self.limit is None else self.limit
+            return -limit, limit
+        return 0, int(np.iinfo(self.dtype).max) if self.limit is None else self.limit
+
+    def labelled(self, stored: Array) -> Array:
+        """Return H W bools: where stored numbers (see `encode`) hold a label."""
+        if self.ignore is None:
+            return np.ones(stored.shape[:2], bool)
+        there = np.asarray(stored != self.ignore)
+        return np.asarray(there.any(axis=-1)) if self.channels else there
 
     def write(self, attributes: h5py.AttributeManager) -> None:
         """Write the field's description as attributes of its dataset."""
@@ -90,7 +114,7 @@ class Field:
     def read(cls, dataset: h5py.Dataset) -> Field:
         """Read the description that `write` wrote."""
         found = {f.name: dataset.attrs[f.name] for f in dataclasses.fields(cls) if f.name in dataset.attrs}
-        numbers = {key: int(found[key]) for key in ("ignore", "limit") if key in found}
+        numbers = {key: int(found[key]) for key in ("ignore", "limit", "components") if key in found}
         return cls(
             dtype=dataset.dtype.newbyteorder("<").str.lstrip("|"),
             kind=str(found["kind"]),
@@ -111,16 +135,18 @@ FIELDS: Mapping[str, Field] = {
     "saliency": Field(dtype="u1", kind="value", ignore=255, limit=1),
     "reshading": Field(dtype="u1", kind="value", scale=1 / 254, ignore=255, limit=254),
     "instances": Field(dtype="<u2", kind="label"),
+    "curvature": Field(dtype="<f2", kind="value", unit="1/m", ignore=255, limit=10, components=2),
+    "keypoints2d": Field(dtype="u1", kind="value", scale=1 / 254, ignore=255, limit=254),
 }
 
 
 def encode(field: Field, values: Array) -> Array:
-    """Turn values into the integers stored.
+    """Turn values into the numbers stored.
 
     Args:
         field: The field's description.
-        values: ... H W, or ... H W 3 for images and vectors. NaN counts as ignored, as do vectors shorter than .1
-            (8-bit pictures of normals cannot hold an exact zero).
+        values: ... H W, or ... H W C where the field has components. NaN counts as ignored, as do vectors shorter
+            than .1 (8-bit pictures of normals cannot hold an exact zero).
 
     Returns:
         The same shape in `field.dtype`.
@@ -134,9 +160,11 @@ def encode(field: Field, values: Array) -> Array:
     ignored = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
     if field.ignore is not None:
         ignored |= values == field.ignore
+    if field.kind == "value" and field.channels:
+        ignored = np.broadcast_to(ignored.any(axis=-1, keepdims=True), values.shape)
     stored = values if field.scale == 1 else values.astype(np.float64) / field.scale
     stored = np.where(ignored, 0, stored)
-    stored = np.rint(stored) if stored.dtype.kind == "f" else stored
+    stored = np.rint(stored) if stored.dtype.kind == "f" and not field.is_float else stored
     _refuse_outside(field, stored, ignored)
     return np.where(ignored, field.ignore or 0, stored).astype(field.dtype)
 
@@ -145,19 +173,24 @@ def _refuse_outside(field: Field, stored: Array, ignored: Array) -> None:
     if ignored.any() and field.ignore is None:
         raise DataError("Expected finite values, but got NaN or infinity in a field that has no ignored value.")
     low, high = (stored.min(), stored.max()) if stored.size else (0, 0)
-    if low < 0 or high > field.largest:
+    smallest, largest = field.range
+    if low < smallest or high > largest:
         raise DataError(
-            f"Expected values in [0, {field.largest * field.scale:g}] {field.unit} (ignored: {field.ignore}), "
-            f"but got [{low * field.scale:g}, {high * field.scale:g}]. Mark what is out of range as ignored, "
-            "or pass the writer a Field of a larger dtype or scale."
+            f"Expected values in [{smallest * field.scale:g}, {largest * field.scale:g}] {field.unit} "
+            f"(ignored: {field.ignore}), but got [{low * field.scale:g}, {high * field.scale:g}]. "
+            "Mark what is out of range as ignored, or pass the writer a Field of a larger dtype or scale."
         )
 
 
 def _encode_vectors(field: Field, values: Array) -> Array:
-    length = np.sqrt(np.sum(np.square(values, dtype=np.float64), axis=-1, keepdims=True))
+    x, y, z = (np.asarray(values[..., i], np.float64) for i in range(3))
+    length = np.sqrt(x * x + y * y + z * z)  # by component: numpy reduces over a short axis ten times slower
     valid = np.isfinite(length) & (length >= 0.1)
-    unit = np.where(valid, values, 0) / np.where(valid, length, 1)
-    return np.rint(unit / field.scale).astype(field.dtype)
+    factor = 1 / np.where(valid, length * field.scale, 1)
+    stored = np.empty(values.shape, field.dtype)
+    for i, component in enumerate((x, y, z)):
+        stored[..., i] = np.rint(np.where(valid, component, 0) * factor)
+    return stored
 
 
 def decode(field: Field, stored: Array) -> Array:
@@ -176,9 +209,30 @@ def decode(field: Field, stored: Array) -> Array:
         x, y, z = values[..., 0], values[..., 1], values[..., 2]  # numpy reduces over a short axis ten times slower
         length = np.sqrt(x * x + y * y + z * z)
         values /= np.where(length > 0, length, 1)[..., None]
-    elif field.ignore:  # zero stays zero under any scale
+    elif field.ignore and field.scale != 1:  # zero stays zero under any scale
         values[stored == field.ignore] = field.ignore
     return values
+
+
+def as_tensor(field: Field, stored: Array) -> Tensor:
+    """Turn the stored numbers of one image's field into what a `Sample` holds.
+
+    Args:
+        field: The field's description.
+        stored: H W or H W C, as `encode` gives them.
+
+    Returns:
+        uint8 3 H W for images, int64 H W for labels, float32 C H W for values and unit vectors; ignored pixels hold
+        the field's `ignore` (vectors: zero).
+    """
+    import torch
+
+    values = decode(field, stored)
+    if values.ndim == 3:
+        values = np.ascontiguousarray(values.transpose(2, 0, 1))
+    elif field.kind == "value":
+        values = values[None]
+    return torch.from_numpy(values)
 
 
 class HDF5Writer:
@@ -243,8 +297,19 @@ class HDF5Writer:
         """Return how many images the group holds; 0 where there is no such group."""
         return len(self._file[f"{group}/digest"]) if f"{group}/digest" in self._file else 0
 
+    def last_id(self, group: str) -> str | None:
+        """Return the name of the group's last image; None where there is none, or none has a name."""
+        count = self.count(group)
+        return str(self._file[f"{group}/id"].asstr()[count - 1]) if count and f"{group}/id" in self._file else None
+
     def append(
-        self, group: str, arrays: Mapping[str, Array], *, present: Mapping[str, Sequence[bool] | Array] | None = None
+        self,
+        group: str,
+        arrays: Mapping[str, Array],
+        *,
+        present: Mapping[str, Sequence[bool] | Array] | None = None,
+        extents: Array | None = None,
+        ids: Sequence[str] | None = None,
     ) -> None:
         """Add images at the end of a group.
 
@@ -253,15 +318,19 @@ class HDF5Writer:
             arrays: `{field: N H W or N H W 3}`, stored types (see `encode`); `image` is among them. A field that other
                 images of the group have may be missing: these images then lack that target.
             present: `{field: N bools}`, which of these images have the target; a field not named is there for all.
+            extents: N 2 integers, the H, W that each image really has, in the upper left of its arrays; None = all.
+            ids: The images' names; a group has names for all its images or for none.
 
         Raises:
             DataError: An array does not fit its field or the images before it.
         """
         size = self._check(group, arrays)
         has = {name: np.ones(size, bool) for name in arrays} | _present(present or {}, arrays)
-        digests = np.stack([self._digest(arrays, has, row) for row in range(size)])
+        cut = [(slice(None),) * 2] * size if extents is None else [tuple(map(slice, extent)) for extent in extents]
+        digests = np.stack([self._digest(arrays, has, row, cut[row]) for row in range(size)])
         parts = self._file.require_group(group)
         start = self.count(group)
+        self._describe(parts, start, extents, ids, size)
         for name in sorted({*arrays, *_fields(parts)}):
             self._extend(parts, name, start, arrays.get(name), has.get(name, np.zeros(size, bool)))
         self._file.flush()
@@ -293,8 +362,24 @@ class HDF5Writer:
         if before != now:
             raise DataError(f"{self.path}: `{name}` of group {group} holds {before}, but {now} is to be appended.")
 
-    def _digest(self, arrays: Mapping[str, Array], has: Mapping[str, Array], row: int) -> Array:
-        return _digest({name: (self.fields[name], arrays[name][row]) for name in arrays if has[name][row]})
+    def _digest(self, arrays: Mapping[str, Array], has: Mapping[str, Array], row: int, cut: tuple[slice, ...]) -> Array:
+        return _digest({name: (self.fields[name], arrays[name][row][cut]) for name in arrays if has[name][row]})
+
+    def _describe(
+        self, group: h5py.Group, start: int, extents: Array | None, ids: Sequence[str] | None, size: int
+    ) -> None:
+        """Write what is known of the images besides their fields."""
+        if start and (("extent" in group) != (extents is not None) or ("id" in group) != (ids is not None)):
+            raise DataError(f"{self.path}: the images before have extents or ids and these have not, or the reverse.")
+        rows = {
+            "extent": None if extents is None else np.asarray(extents, np.uint16).reshape(size, 2),
+            "id": None if ids is None else np.array(ids, dtype=object),
+        }
+        for name, array in rows.items():
+            if array is not None:
+                _put(group, name, start, array)
+            elif name in group:
+                del group[name]  # an interrupted first append left it
 
     def _extend(self, group: h5py.Group, name: str, start: int, array: Array | None, has: Array) -> None:
         late = name not in group and start > 0  # the images before have no such target
@@ -324,7 +409,8 @@ class HDF5Data:
     Attributes:
         fields: Names of the targets offered.
         content_hash: SHA-256 over the stored bytes of all fields of the images used.
-        image_size: H, W.
+        image_size: H, W of the largest image.
+        ids: The images' names, where the file has them.
         attrs: Facts about the whole file, as given to the writer.
 
     Raises:
@@ -363,6 +449,8 @@ class HDF5Data:
         self._has = {name: parts["has"][name][: self._size] for name in self.fields if f"has/{name}" in parts}
         self.content_hash = _content_hash(parts["digest"][: self._size])
         self.image_size: tuple[int, int] = parts["image"].shape[1:3]
+        self._extents: Array | None = parts["extent"][: self._size] if "extent" in parts else None
+        self.ids = tuple(parts["id"].asstr()[: self._size]) if "id" in parts else None
         self.attrs: dict[str, Any] = json.loads(file.attrs["about"])
         self._in_memory = sum(self._bytes_of(parts[name]) for name in self._described) <= memory_limit
 
@@ -406,45 +494,45 @@ class HDF5Data:
 
     def image(self, index: int) -> Tensor:
         """Return an image: 3 H W uint8, RGB."""
-        import torch
-
-        return torch.from_numpy(np.ascontiguousarray(self._stored("image", index).transpose(2, 0, 1)))
+        return as_tensor(self.field("image"), self._whole("image", index))
 
     def target(self, index: int, name: str) -> Tensor | None:
-        """Return a target, or None where the image has none.
-
-        Returns:
-            int64 H W for labels, float32 1 H W for values, float32 3 H W for unit vectors; ignored pixels hold the
-            field's `ignore` (vectors: zero).
+        """Return a target as `as_tensor` makes it, or None where the image has none.
 
         Raises:
             DataError: There is no such target, or its bytes are damaged.
         """
-        import torch
+        stored = self.stored(index, name)
+        return None if stored is None else as_tensor(self.field(name), stored)
 
-        field = self.field(name)
+    def stored(self, index: int, name: str) -> Array | None:
+        """Return a field (or `image`) of an image as it is stored, H W or H W C; None where the image has none."""
+        self.field(name)
         if name in self._has and not self._has[name][index]:
             return None
-        values = decode(field, self._stored(name, index))
-        if field.kind == "value":
-            values = values[None]
-        elif field.channels:
-            values = np.ascontiguousarray(values.transpose(2, 0, 1))
-        return torch.from_numpy(values)
+        return self._whole(name, index)
+
+    def check(self, index: int) -> None:
+        """Read all of an image and compare it with the digest that was stored when it was written.
+
+        Raises:
+            DataError: It differs or cannot be read.
+        """
+        parts = self._handle()[self.group]
+        described = {name: Field.read(parts[name]) for name in _fields(parts)}
+        there = {name for name in described if f"has/{name}" not in parts or parts["has"][name][index]}
+        arrays = {name: (described[name], self._cut(self._read(name, index), index)) for name in there}
+        if _digest(arrays).tobytes() != parts["digest"][index].tobytes():
+            raise DataError(self._damaged(index))
 
     def verify(self) -> None:
-        """Read everything and compare it with the digests that were stored when it was written.
+        """Check every image.
 
         Raises:
             DataError: Naming the group and the first image that differs or cannot be read.
         """
-        parts = self._handle()[self.group]
-        described = {name: Field.read(parts[name]) for name in _fields(parts)}
         for index in range(self._size):
-            there = {name for name in described if f"has/{name}" not in parts or parts["has"][name][index]}
-            arrays = {name: (described[name], self._read(name, index)) for name in there}
-            if _digest(arrays).tobytes() != parts["digest"][index].tobytes():
-                raise DataError(self._damaged(index))
+            self.check(index)
 
     def close(self) -> None:
         """Close the file; it is opened again when it is needed."""
@@ -457,10 +545,17 @@ class HDF5Data:
             self._file = _open(self.path, "r")
         return self._file
 
-    def _stored(self, name: str, index: int) -> Array:
+    def _whole(self, name: str, index: int) -> Array:
         if not 0 <= index < self._size:
             raise IndexError(f"Expected an index in 0..{self._size - 1} for group {self.group}, but got {index}.")
-        return self._held(name)[index] if self._in_memory else self._read(name, index)
+        return self._cut(self._held(name)[index] if self._in_memory else self._read(name, index), index)
+
+    def _cut(self, stored: Array, index: int) -> Array:
+        """Take the border away that fills an image up to the size of the largest."""
+        if self._extents is None:
+            return stored
+        height, width = self._extents[index]
+        return stored[:height, :width]
 
     def _read(self, name: str, index: int | slice) -> Array:
         try:
@@ -563,7 +658,7 @@ def _put(group: h5py.Group, name: str, start: int, rows: Array) -> None:
             name,
             shape=(0, *rows.shape[1:]),
             maxshape=(None, *rows.shape[1:]),
-            dtype=rows.dtype,
+            dtype=h5py.string_dtype() if rows.dtype == object else rows.dtype,
             chunks=(1 if rows.ndim > 2 else 1024, *rows.shape[1:]),
             **(picture if rows.ndim > 2 else {}),
         )

@@ -7,8 +7,10 @@ numbers come out for any number of workers, and a run can go on from any step kn
 from __future__ import annotations
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medusa_cl.batch import Sample, collate
 from medusa_cl.data import transforms
+from medusa_cl.errors import ConfigError, DataError, unknown
 from medusa_cl.randomness import generator, permutation, stream
 
 if TYPE_CHECKING:
@@ -25,10 +28,17 @@ if TYPE_CHECKING:
 
 
 class DenseData(Protocol):
-    """A split of images and targets, whatever it is stored in."""
+    """A split of images and targets, whatever it is stored in.
+
+    Attributes:
+        content_hash: A hash of all that the split holds.
+        fields: Names of the targets it offers.
+        image_size: H, W that the largest images have; smaller ones are padded to it when batches are made.
+    """
 
     content_hash: str
     fields: tuple[str, ...]
+    image_size: tuple[int, int]
 
     def __len__(self) -> int: ...
 
@@ -51,17 +61,61 @@ def unit_image(source: DenseData, index: int) -> Tensor:
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
+def padded_image(source: DenseData, index: int, canvas: tuple[int, int] | None = None) -> Tensor:
+    """Return an image as `unit_image` does, padded at the bottom and the right.
+
+    Args:
+        source: The split.
+        index: Which image.
+        canvas: H, W to reach; by default the source's `image_size`.
+
+    Returns:
+        3 H W float32 in [0, 1], the border of `transforms.MEAN_COLOUR`.
+
+    Raises:
+        DataError: The image is larger than the canvas.
+    """
+    return _padded(source, index, unit_image(source, index), {}, {}, canvas or source.image_size)[0]
+
+
+def _padded(
+    source: DenseData,
+    index: int,
+    image: Tensor,
+    targets: Mapping[str, Tensor],
+    tasks: Mapping[str, DenseTask],
+    canvas: tuple[int, int],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    try:
+        return transforms.pad(image, targets, tasks, canvas)
+    except DataError as error:
+        larger = image.shape[-2] > canvas[0] or image.shape[-1] > canvas[1]
+        advice = " Set scenario.image_size to the height and width of the largest image." if larger else ""
+        raise DataError(f"Image {index} of {source}: {error}{advice}") from error
+
+
 class DenseDataset(Dataset[Sample]):
-    """The images of a source that carry at least one of some tasks, as samples.
+    """The images of a source that carry at least one of some tasks, as samples of one size.
 
     Args:
         source: Where images and targets are read from.
-        tasks: Names of the tasks whose targets are read.
+        tasks: The tasks whose targets are read, by name. Names alone will do where all images have one size: samples
+            are then not padded.
         label: The label of the experience.
+        canvas: H, W to which images are padded at the bottom and the right, border ignored in every target; by default
+            the source's `image_size`.
     """
 
-    def __init__(self, source: DenseData, tasks: Sequence[str], label: int) -> None:
+    def __init__(
+        self,
+        source: DenseData,
+        tasks: Mapping[str, DenseTask] | Sequence[str],
+        label: int,
+        canvas: tuple[int, int] | None = None,
+    ) -> None:
         self.source, self.tasks, self.label = source, tuple(tasks), label
+        self._known = tasks if isinstance(tasks, Mapping) else None
+        self._canvas = canvas
         labelled = np.zeros(len(source), dtype=bool)
         for task in self.tasks:
             labelled |= np.asarray(source.has(task))
@@ -74,35 +128,49 @@ class DenseDataset(Dataset[Sample]):
         index = int(self.indices[position])
         targets = {task: self.source.target(index, task) for task in self.tasks}
         present = {task: target for task, target in targets.items() if target is not None}
-        return Sample(unit_image(self.source, index), present, index, self.label)
+        image = unit_image(self.source, index)
+        if self._known is not None:
+            canvas = self._canvas or self.source.image_size
+            image, present = _padded(self.source, index, image, present, self._known, canvas)
+        return Sample(image, present, index, self.label)
 
 
 @dataclass(frozen=True)
 class View:
-    """One way of looking at an image.
+    """One way of looking at an image: rotated, then scaled, a window of it taken, then mirrored, in one resampling.
 
     Attributes:
         flip: Mirrored left to right.
-        zoom: Enlarged by this factor around a window at (`top`, `left`), fractions of the room there is.
+        zoom: Scaled by this factor and seen through a window at (`top`, `left`), fractions of the room there is.
         top: Where the window stands vertically, in [0, 1].
         left: Where it stands horizontally, in [0, 1].
+        rotation: Degrees about the image's centre, counter-clockwise as seen.
+        size: H, W of the window; None for the image's own.
     """
 
     flip: bool = False
     zoom: float = 1.0
     top: float = 0.0
     left: float = 0.0
+    rotation: float = 0.0
+    size: tuple[int, int] | None = None
 
     def of(self, sample: Sample, tasks: Mapping[str, DenseTask]) -> Sample:
         """Return the sample seen so, targets changed with the image."""
-        image, targets = sample.image, sample.targets
         if self == IDENTITY:
             return sample
-        assert isinstance(image, Tensor)  # features are those of a view already
-        if self.zoom != 1.0:
-            image, targets = transforms.zoom(image, targets, tasks, self.zoom, self.top, self.left)
-        if self.flip:
-            image, targets = transforms.flip(image, targets, tasks)
+        assert isinstance(sample.image, Tensor)  # features are those of a view already
+        image, targets = transforms.resample(
+            sample.image,
+            sample.targets,
+            tasks,
+            degrees=self.rotation,
+            factor=self.zoom,
+            top=self.top,
+            left=self.left,
+            size=self.size,
+            mirror=self.flip,
+        )
         return sample._replace(image=image, targets=targets)
 
 
@@ -111,43 +179,121 @@ IDENTITY = View()
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary: a flip with probability one half, a zoom drawn from a list.
+    """How training images vary: a flip with probability one half, a scale, a rotation, a window.
 
     Attributes:
         flip: Whether images are mirrored.
         zooms: The zoom factors, drawn evenly.
+        scale: Instead of `zooms`, the smallest and largest factor: uniform between them.
+        rotation: The largest angle in degrees: uniform between -rotation and rotation.
+        crop: H, W of a window drawn evenly from the scaled image; None for the image's own size.
+
+    Raises:
+        ConfigError: A number is out of its range, or both `zooms` and `scale` are given.
     """
 
     flip: bool = True
     zooms: tuple[float, ...] = (1.0,)
+    scale: tuple[float, float] | None = None
+    rotation: float = 0.0
+    crop: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no view can be drawn of."""
+        factors = self.zooms if self.scale is None else self.scale
+        _require(len(self.zooms) > 0 and all(0 < f < math.inf for f in factors), "zooms or scale", "> 0", factors)
+        _require(factors is self.zooms or factors[0] <= factors[1], "scale", "as [smallest, largest]", factors)
+        _require(0 <= self.rotation <= 180, "rotation", "in [0, 180] degrees", self.rotation)
+        _require(self.crop is None or min(self.crop) >= 1, "crop", "as [height, width] in pixels", self.crop)
+        if self.scale is not None and self.zooms != (1.0,):
+            raise ConfigError(
+                f"Expected scenario.augment.zooms or .scale, but got both: {list(self.zooms)} and {list(self.scale)}. "
+                "Set scenario.augment.zooms=null to draw from the range, or scenario.augment.scale=null for the list."
+            )
 
     def draw(self, *key: int | str) -> View:
         """Return the view that belongs to `key`, always the same."""
         rng = stream("view", *key)
         flip, zoom, top, left = rng.random(4)
-        factor = float(self.zooms[int(zoom * len(self.zooms))])
-        mirrored = self.flip and flip < 0.5
-        return View(mirrored) if factor == 1.0 else View(mirrored, factor, float(top), float(left))
+        scale, angle = rng.random(2)  # later options draw later numbers: the views of the earlier ones stay the same
+        factor = self.zooms[int(zoom * len(self.zooms))] if self.scale is None else _between(*self.scale, scale)
+        place = (float(top), float(left)) if factor != 1.0 or self.crop else (0.0, 0.0)
+        degrees = _between(-self.rotation, self.rotation, angle) if self.rotation else 0.0
+        return View(self.flip and bool(flip < 0.5), float(factor), *place, degrees, self.crop)
 
     @property
     def views(self) -> tuple[View, ...] | None:
         """All the views there are, or None where they are too many to be listed."""
-        if any(zoom != 1.0 for zoom in self.zooms):
+        if any(zoom != 1.0 for zoom in self.zooms) or self.scale or self.rotation or self.crop:
             return None
         return (IDENTITY, View(flip=True)) if self.flip else (IDENTITY,)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return float(low + (high - low) * share)
+
+
+def _require(met: bool, option: str, expected: str, got: object) -> None:
+    if not met:
+        raise ConfigError(f"Expected scenario.augment.{option} {expected}, but got {got}.")
 
 
 def as_augmentation(options: Mapping[str, Any] | Augmentation | None) -> Augmentation:
     """Return an `Augmentation` of its options.
 
     Args:
-        options: `flip` and `zooms` as a configuration gives them, both optional; or the `Augmentation` itself; None
-            for the default, a flip alone.
+        options: The attributes of `Augmentation` as a configuration gives them, all optional, null for the default; or
+            the `Augmentation` itself; None for the default, a flip alone.
+
+    Raises:
+        ConfigError: An option is unknown or its value is of no use.
     """
     if options is None or isinstance(options, Augmentation):
         return options or Augmentation()
-    zooms = tuple(float(zoom) for zoom in options.get("zooms", (1.0,)))
-    return Augmentation(flip=bool(options.get("flip", True)), zooms=zooms)
+    known = {field.name for field in fields(Augmentation)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(unknown("option of scenario.augment", name, known))
+    return Augmentation(**{name: _option(name, value) for name, value in options.items() if value is not None})
+
+
+def _option(name: str, value: Any) -> Any:
+    read, expected = _OPTIONS[name]
+    try:
+        return read(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Expected scenario.augment.{name} as {expected}, but got {value!r}.") from error
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):  # whose characters could be numbers
+        raise TypeError(value)
+    return tuple(float(number) for number in value)
+
+
+def _range(value: Any) -> tuple[float, float]:
+    low, high = _numbers(value)
+    return low, high
+
+
+def _window(value: Any) -> tuple[int, int]:
+    height, width = value
+    return operator.index(height), operator.index(width)
+
+
+_OPTIONS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "flip": (_flag, "true or false"),
+    "zooms": (_numbers, "a list of factors"),
+    "scale": (_range, "[smallest, largest] factor"),
+    "rotation": (float, "a number of degrees"),
+    "crop": (_window, "[height, width] in whole pixels"),
+}
 
 
 class FeatureSource(Protocol):

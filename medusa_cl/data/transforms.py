@@ -1,24 +1,37 @@
 """Joint transforms of an image and its targets: where pixels go is said here, what their values become by each task.
 
-Targets take the nearest pixel, so that labels stay labels, normals stay unit vectors, and no ignored value is ever
-mixed with a known one. An ignored pixel stays ignored: a task's rule for values is applied to labelled pixels only.
+A view is one resampling, however much it joins: every new pixel is looked up where its centre lies in the old picture.
+The image is interpolated there (bilinearly, without a low-pass filter). Targets take the nearest pixel, so that labels
+stay labels, normals stay unit vectors, and no ignored value is ever mixed with a known one. An ignored pixel stays
+ignored: a task's rule for values is applied to labelled pixels only.
+
+Where a view shows what lies outside the picture there is a border: ignored in every target, and of `MEAN_COLOUR` in
+the image. A pixel is border in both or in neither.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medusa_cl.errors import ConfigError
+from medusa_cl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from medusa_cl.tasks import DenseTask
 
 Targets = dict[str, Tensor]
+
+MEAN_COLOUR = (0.485, 0.456, 0.406)
+"""RGB of borders: ImageNet's mean, which is 0 once a backbone has normalised it."""
+
+_ROUNDING = 1e-3
+"""Pixels by which a place may leave the picture through float32's rounding alone."""
 
 
 def flip(image: Tensor, targets: Mapping[str, Tensor], tasks: Mapping[str, DenseTask]) -> tuple[Tensor, Targets]:
@@ -46,45 +59,211 @@ def zoom(
     factor: float,
     top: float,
     left: float,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Targets]:
-    """Enlarge a window of 1/factor of each side to the full size; `on_zoom` changes the values (depth is divided).
+    """Scale by a factor and take a window; `on_zoom` changes the values (depth is divided).
 
-    Seen with the same camera, a picture enlarged by `factor` is a world nearer by it: hence depth / factor.
+    Seen with the same camera, a picture enlarged by `factor` is a world nearer by it: hence depth / factor. Below 1
+    the picture shrinks and its surroundings are border.
 
     Args:
-        image: 3 H W, float; interpolated bilinearly.
+        image: 3 H W float32 in [0, 1].
         targets: {task: H W or C H W}, as the data gives them.
         tasks: The tasks of these targets, by name; more are no matter.
-        factor: At least 1, so that there is no border without a picture.
-        top: Where the window stands in the room it has, in [0, 1]: 0 at the upper border, 1 at the lower one.
+        factor: Any positive one.
+        top: Where the window stands in the room it has, in [0, 1]: 0 at the upper border, 1 at the lower one. Where
+            the scaled picture is smaller than the window, it is the picture's place in the window.
         left: The same from the left border to the right one.
+        size: H, W of the window in new pixels; by default the image's. A window that is not scaled stands on whole
+            pixels, so that it is an exact cut.
 
     Returns:
-        Image and targets, of the size they had.
+        Image and targets of that size.
 
     Raises:
-        ConfigError: The factor is below 1, or the place is not in [0, 1].
+        ConfigError: The factor is not positive, the place is not in [0, 1], or the size is empty.
+        DataError: A target differs in size from the image.
     """
-    if not (factor >= 1 and 0 <= top <= 1 and 0 <= left <= 1):
-        raise ConfigError(f"Expected a zoom of at least 1 at a place in [0, 1], but got {factor} at ({top}, {left}).")
-    rows, columns = _places(image.shape[-2], factor, top), _places(image.shape[-1], factor, left)
+    return resample(image, targets, tasks, factor=factor, top=top, left=left, size=size)
+
+
+def rotate(
+    image: Tensor, targets: Mapping[str, Tensor], tasks: Mapping[str, DenseTask], degrees: float
+) -> tuple[Tensor, Targets]:
+    """Rotate about the image's centre; `on_rotate` changes the values (normals' x and y turn with the image).
+
+    The camera rolls about its optical axis, so depth along this axis is what it was.
+
+    Args:
+        image: 3 H W float32 in [0, 1].
+        targets: {task: H W or C H W}, as the data gives them.
+        tasks: The tasks of these targets, by name; more are no matter.
+        degrees: Positive turns the picture counter-clockwise, as seen: its right side goes up, and by 90 degrees a wall
+            at the left becomes a floor.
+
+    Returns:
+        Image and targets, of the size they had; corners that the picture does not reach are border.
+
+    Raises:
+        ConfigError: The angle is not finite.
+        DataError: A target differs in size from the image.
+    """
+    return resample(image, targets, tasks, degrees=degrees)
+
+
+def resample(
+    image: Tensor,
+    targets: Mapping[str, Tensor],
+    tasks: Mapping[str, DenseTask],
+    *,
+    degrees: float = 0.0,
+    factor: float = 1.0,
+    top: float = 0.0,
+    left: float = 0.0,
+    size: tuple[int, int] | None = None,
+    mirror: bool = False,
+) -> tuple[Tensor, Targets]:
+    """Rotate, zoom, cut a window out and mirror, in this order but in one pass over the pixels.
+
+    Args:
+        image: 3 H W float32 in [0, 1].
+        targets: {task: H W or C H W}, as the data gives them.
+        tasks: The tasks of these targets, by name; more are no matter.
+        degrees: As in `rotate`.
+        factor: As in `zoom`, like the next three.
+        top: Where the window stands vertically.
+        left: Where it stands horizontally.
+        size: Its height and width.
+        mirror: Whether the window is flipped at last.
+
+    Returns:
+        Image and targets of the window's size.
+
+    Raises:
+        ConfigError: The angle or the factor is no sensible number, the place not in [0, 1], or the size empty.
+        DataError: A target differs in size from the image.
+    """
+    old = (image.shape[-2], image.shape[-1])
+    new = old if size is None else size
+    _check_view(degrees, factor, top, left, new)
+    _check_sizes(old, targets)
+    unscaled = factor == 1 and not degrees
+    if unscaled and new == old:
+        return flip(image, targets, tasks) if mirror else (image, dict(targets))
+    places = _places(old, new, factor, (top, left), mirror)
+    places = places.turned(old, degrees) if degrees else places
+    pixels = _Pixels.at(places, old)
     moved = {}
     for name, target in targets.items():
-        # A place p lies in pixel floor(p); the last one's sum may round up to the size.
-        y, x = (places.long().clamp(max=n - 1) for places, n in zip((rows, columns), target.shape[-2:], strict=True))
-        enlarged = target[..., y[:, None], x]
-        moved[name] = _labelled_only(tasks[name], enlarged, tasks[name].on_zoom(enlarged, factor))
-    return _interpolated(image, rows, columns), moved
+        task, before = tasks[name], pixels.of(target, tasks[name].ignore)
+        after = task.on_rotate(before, degrees) if degrees else before
+        after = task.on_zoom(after, factor) if factor != 1 else after
+        moved[name] = _labelled_only(task, before, task.on_flip(after) if mirror else after)
+    if unscaled:  # whole pixels, so that the picture is moved to the bit
+        return pixels.of(image, MEAN_COLOUR), moved
+    return pixels.framed(_interpolated(image, places), MEAN_COLOUR), moved
 
 
-def _places(size: int, factor: float, start: float) -> Tensor:
-    """Return where the centres of the `size` new pixels lie among the old ones, whose own centres lie at i + 1/2."""
-    return start * (size - size / factor) + (torch.arange(size, dtype=torch.float32) + 0.5) / factor
+def pad(
+    image: Tensor, targets: Mapping[str, Tensor], tasks: Mapping[str, DenseTask], size: tuple[int, int]
+) -> tuple[Tensor, Targets]:
+    """Add a border at the bottom and at the right, so that images of different sizes make one batch.
+
+    Args:
+        image: 3 H W float32 in [0, 1].
+        targets: {task: H W or C H W}, as the data gives them.
+        tasks: The tasks of these targets, by name; more are no matter.
+        size: Height and width to reach. An image of this size is given back as it is.
+
+    Returns:
+        Image and targets of that size; no value of theirs is changed.
+
+    Raises:
+        DataError: The image is larger, or a target differs in size from it.
+    """
+    height, width = image.shape[-2:]
+    _check_sizes((height, width), targets)
+    below, beside = size[0] - height, size[1] - width
+    if below < 0 or beside < 0:
+        raise DataError(f"Expected at most {size[0]}x{size[1]} pixels (height x width), but got {height}x{width}.")
+    if not (below or beside):
+        return image, dict(targets)
+    canvas = image.new_tensor(MEAN_COLOUR).view(3, 1, 1).repeat(1, *size)
+    canvas[:, :height, :width] = image
+    extended = {name: F.pad(t, (0, beside, 0, below), value=tasks[name].ignore) for name, t in targets.items()}
+    return canvas, extended
 
 
-def _interpolated(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    y, x = (places * 2 / len(places) - 1 for places in (rows, columns))
-    grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
+class _Places(NamedTuple):
+    """Where the centres of new pixels lie in the old picture, whose own centres lie at i + 1/2; float32.
+
+    `x` is 1 W and `y` is H 1 where the axes stay apart, both are H W after a rotation.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def turned(self, old: tuple[int, int], degrees: float) -> _Places:
+        """Return the places in a picture that is rotated about its centre: the opposite turn leads back to them."""
+        angle = math.radians(degrees)
+        cos, sin = math.cos(angle), math.sin(angle)
+        y, x = (places - n / 2 for places, n in zip((self.y, self.x), old, strict=True))
+        # y points down: a turn to the left, as seen, takes (x, y) to (cos x + sin y, cos y - sin x).
+        return _Places((cos * x + old[1] / 2) - sin * y, sin * x + (cos * y + old[0] / 2))
+
+
+def _places(
+    old: tuple[int, int], new: tuple[int, int], factor: float, start: tuple[float, float], mirror: bool
+) -> _Places:
+    y, x = (_along(*axis, factor) for axis in zip(old, new, start, strict=True))
+    return _Places((x.flip(0) if mirror else x)[None], y[:, None])
+
+
+def _along(old: int, new: int, start: float, factor: float) -> Tensor:
+    offset = start * (old - new / factor)
+    offset = round(offset) if factor == 1 else offset
+    return offset + (torch.arange(new, dtype=torch.float32) + 0.5) / factor
+
+
+class _Pixels(NamedTuple):
+    """Which old pixel each new one shows: flat indices (H W, flat, int32), and which are border (H W; None = none)."""
+
+    flat: Tensor
+    border: Tensor | None
+    size: tuple[int, int]
+
+    @classmethod
+    def at(cls, places: _Places, old: tuple[int, int]) -> _Pixels:
+        """Return the pixels that the places lie in: a place p lies in pixel floor(p)."""
+        (x, inside_x), (y, inside_y) = _floored(places.x, old[1]), _floored(places.y, old[0])
+        border = (inside_x & inside_y).logical_not_()
+        index = y.mul_(old[1]) + x
+        return cls(index.flatten(), border if border.any() else None, (index.shape[0], index.shape[1]))
+
+    def of(self, picture: Tensor, border: float | tuple[float, ...]) -> Tensor:
+        """Return the new picture (... H W) of an old one, borders filled with a value or with one a channel."""
+        shown = picture.flatten(-2).index_select(-1, self.flat).view(*picture.shape[:-2], *self.size)
+        return self.framed(shown, border)
+
+    def framed(self, shown: Tensor, border: float | tuple[float, ...]) -> Tensor:
+        """Fill the borders of a new picture, in place."""
+        if self.border is None:
+            return shown
+        if not isinstance(border, tuple):
+            return shown.masked_fill_(self.border, border)
+        for channel, value in zip(shown, border, strict=True):
+            channel.masked_fill_(self.border, value)
+        return shown
+
+
+def _floored(places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    inside = (places >= -_ROUNDING).logical_and_(places < count + _ROUNDING)
+    return places.clamp(0, count - 1).to(torch.int32), inside
+
+
+def _interpolated(image: Tensor, places: _Places) -> Tensor:
+    x, y = ((p * 2).div_(n).sub_(1) for p, n in zip(places, (image.shape[-1], image.shape[-2]), strict=True))
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
     return F.grid_sample(image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
@@ -92,7 +271,20 @@ def _labelled_only(task: DenseTask, before: Tensor, after: Tensor) -> Tensor:
     """Return the changed values where there is a label, and the ignored value elsewhere."""
     if after is before:
         return before
-    ignored = before == task.ignore
-    if before.ndim == 3:  # a vector is ignored where all its components are
-        ignored = ignored.all(dim=0, keepdim=True)
+    channels = before if before.ndim == 3 else before[None]
+    # A vector is ignored where all its components are; torch's own `all` over so few is ten times slower.
+    ignored = functools.reduce(torch.logical_and, (channel == task.ignore for channel in channels))
     return torch.where(ignored, before, after)
+
+
+def _check_view(degrees: float, factor: float, top: float, left: float, size: tuple[int, int]) -> None:
+    if not (math.isfinite(degrees) and 0 < factor < math.inf):
+        raise ConfigError(f"Expected a finite angle and a positive zoom, but got {degrees} degrees and {factor}.")
+    if not (0 <= top <= 1 and 0 <= left <= 1 and min(size) >= 1):
+        raise ConfigError(f"Expected a window of pixels at a place in [0, 1], but got {size} at ({top}, {left}).")
+
+
+def _check_sizes(size: tuple[int, int], targets: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        if target.shape[-2:] != size:
+            raise DataError(f"Expected `{name}` of the image's size {size}, but got {tuple(target.shape[-2:])}.")

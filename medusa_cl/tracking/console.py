@@ -84,6 +84,13 @@ class Bar:
             self._said = self._clock()
             self._console.print(self._line())
 
+    def to(self, done: int, total: int) -> None:
+        """Show that `done` of `total` images are done, where each is a step."""
+        if self._bar is not None and self._task is not None and total != self.total:
+            self._bar.update(self._task, total=total)
+        self.total = total
+        self.advance(done - self.done, done - self.done)
+
     def close(self) -> None:
         """Say how the stage ended."""
         seconds = self._clock() - self._started
@@ -179,7 +186,8 @@ def reference_table(summary: Mapping[str, Any]) -> Table:
 def reading(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences computed from them: forgetting, whose gain it is, and what attention adds."""
     readers = (_read_forgetting, _read_gain, _read_attention, _read_control)
-    return [line for line in (read(summary) for read in readers) if line]
+    notes = [f"* {task}: {note}." for task, note in summary.get("labels", {}).items()]
+    return [line for line in (read(summary) for read in readers) if line] + notes
 
 
 # ---------------------------------------------------------------- the table's cells
@@ -189,7 +197,7 @@ def _row(summary: Mapping[str, Any], task: str) -> list[str | Text]:
     """One task; the unit stands once, beside the metric's name."""
     entry = summary["transfer"]["per_task"].get(task, {})
     return [
-        task,
+        task + ("*" if task in summary.get("labels", {}) else ""),
         _metric(summary["primary"][task]),
         number(_learnt(summary, task)),
         number(finite(summary["matrix"]["values"][task][-1])),

@@ -39,9 +39,9 @@ def rows(
     for name in fields:
         field = FIELDS[name]
         low = -127 if field.kind == "vector" else 0
-        made[name] = rng.integers(low, min(field.largest, 5000), (size, *shape, *field.channels), endpoint=True).astype(
-            field.dtype
-        )
+        made[name] = rng.integers(
+            low, min(field.range[1], 5000), (size, *shape, *field.channels), endpoint=True
+        ).astype(field.dtype)
     return made
 
 
@@ -71,7 +71,7 @@ def test_depth_is_kept_to_the_millimetre(millimetres: int) -> None:
 @pytest.mark.parametrize("name", ["edges", "saliency", "reshading", "semseg", "human_parts", "instances"])
 def test_every_stored_value_survives_a_round_trip(name: str) -> None:
     field = FIELDS[name]
-    stored = np.append(np.arange(field.largest + 1), [] if field.ignore is None else field.ignore)
+    stored = np.append(np.arange(field.range[1] + 1), [] if field.ignore is None else field.ignore)
     stored = stored.astype(field.dtype)
     assert np.array_equal(encode(field, decode(field, stored)), stored)
 
@@ -116,7 +116,7 @@ def test_a_field_is_of_a_known_kind_and_an_integer_type() -> None:
     with pytest.raises(DataError, match="kind"):
         Field(dtype="u1", kind="lable")
     with pytest.raises(DataError, match="integer"):
-        Field(dtype="f4", kind="value")
+        Field(dtype="f4", kind="label")
     assert Field(dtype="uint16", kind="value") == Field(dtype="<u2", kind="value")
 
 
@@ -164,6 +164,54 @@ def test_a_field_of_ones_own_needs_no_code_to_be_read(tmp_path: Path) -> None:
     data = HDF5Data(write(tmp_path / "own.h5", batch, fields={"disparity": disparity}), "train")
     assert data.field("disparity") == disparity
     assert [data.target(i, "disparity").unique().tolist() for i in (0, 1)] == [[1.5], [65535.0]]  # type: ignore[union-attr]
+
+
+def test_values_of_several_components_and_of_floats(tmp_path: Path) -> None:
+    flow = Field(dtype="<f4", kind="value", unit="px", ignore=-(10**9), components=2)
+    values = np.zeros((1, 8, 12, 2))
+    values[0, 1, 2], values[0, 3, 4], values[0, 5, 6, 0] = (-1.5, 2.25), (np.nan, 0), -1e9
+    stored = encode(flow, values)
+    assert stored.dtype == np.float32
+    batch = rows(1) | {"flow": stored}
+    target = HDF5Data(write(tmp_path / "flow.h5", batch, fields={"flow": flow}), "train").target(0, "flow")
+    assert target is not None and target.shape == (2, 8, 12)
+    assert target[:, 1, 2].tolist() == [-1.5, 2.25]
+    assert (target[:, 3, 4] == -1e9).all() and (target[:, 5, 6] == -1e9).all()  # one unknown component spoils a pixel
+    assert flow.labelled(stored[0]).sum() == 8 * 12 - 2
+
+
+@pytest.mark.parametrize("memory_limit", [0, hdf5.MEMORY_LIMIT])
+def test_images_of_different_sizes_come_back_in_their_own(tmp_path: Path, memory_limit: int) -> None:
+    batch = rows(3)
+    extents = np.array([[8, 12], [5, 12], [6, 7]])
+    with HDF5Writer(tmp_path / "sizes.h5") as writer:
+        writer.append("train", {k: v[:1] for k, v in batch.items()}, extents=extents[:1], ids=["a"])
+        writer.append("train", {k: v[1:] for k, v in batch.items()}, extents=extents[1:], ids=["b/c", "d"])
+    data = HDF5Data(tmp_path / "sizes.h5", "train", memory_limit=memory_limit)
+    assert (data.ids, data.image_size) == (("a", "b/c", "d"), (8, 12))
+    for i, (height, width) in enumerate(extents):
+        assert torch.equal(data.image(i), torch.from_numpy(batch["image"][i, :height, :width]).permute(2, 0, 1))
+        assert data.target(i, "depth").shape == (1, height, width)  # type: ignore[union-attr]
+    data.verify()
+
+
+def test_digests_are_of_the_images_not_of_their_borders(tmp_path: Path) -> None:
+    """So the same images have one content hash, however wide the widest of their file is."""
+    batch, wide = rows(2), {}
+    for name, array in batch.items():
+        wide[name] = np.pad(array, [(0, 0), (0, 3), (0, 5), *[(0, 0)] * (array.ndim - 3)])
+    small = HDF5Data(write(tmp_path / "small.h5", batch), "train")
+    with HDF5Writer(tmp_path / "wide.h5") as writer:
+        writer.append("train", wide, extents=np.array([[8, 12], [8, 12]]))
+    assert HDF5Data(tmp_path / "wide.h5", "train").content_hash == small.content_hash
+
+
+def test_names_and_extents_are_for_all_images_or_for_none(tmp_path: Path) -> None:
+    with HDF5Writer(tmp_path / "mixed.h5") as writer:
+        writer.append("train", rows(1), ids=["a"])
+        with pytest.raises(DataError, match="ids"):
+            writer.append("train", rows(1))
+        assert writer.count("train") == 1
 
 
 def test_only_the_targets_asked_for_are_offered(whole: Path) -> None:

@@ -138,7 +138,7 @@ def without(path: Path, missing: Mapping[str, Sequence[int]], size: int = 4) -> 
     """A split some of whose images lack some targets."""
     whole = HDF5Data(fake_dense_hdf5(path.with_suffix(".whole.h5"), {"train": size}), "train")
     names = ("image", *whole.fields)
-    arrays = {name: np.stack([whole._stored(name, i) for i in range(size)]) for name in names}
+    arrays = {name: np.stack([whole.stored(i, name) for i in range(size)]) for name in names}
     present = {name: [i not in rows for i in range(size)] for name, rows in missing.items()}
     with HDF5Writer(path, classes={"semseg": [f"class_{i}" for i in range(19)]}) as writer:
         writer.append("train", arrays, present=present)

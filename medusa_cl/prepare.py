@@ -1,0 +1,399 @@
+"""Make one HDF5 file of other people's data: `python -m medusa_cl.prepare path=... out=FILE.h5`.
+
+Training reads either; the same samples come out of both, to the bit. The file is read faster, can be verified, and
+holds normals in our camera frame.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
+
+if TYPE_CHECKING:
+    from medusa_cl.data.hdf5 import Array, HDF5Data, HDF5Writer
+    from medusa_cl.data.pack import Pack, StoredData
+
+CHUNK = 8
+OPTIONS = ("source", "path", "out", "derive", "normals_frame", "on_bad_sample", "workers")
+USAGE = """usage: python -m medusa_cl.prepare path=PATH out=FILE.h5 [key=value ...]
+       python -m medusa_cl.prepare out=FILE.h5 --check      only verify a file
+
+  path=PATH                  the data as you have it: its folder, or a raw .mat file
+  out=FILE.h5                the file to make; a second call goes on where the first one stopped
+  source=auto                auto | nyud_mat | nyud_mt | pascal_mt | folder
+  derive=[]                  further targets to make and keep: curvature, keypoints2d
+  normals_frame=auto         axes of stored normals: rdf is right, down, forward; auto detects them
+  on_bad_sample=stop         stop at a damaged image, or skip it and go on
+  workers=N                  processes; by default all processors"""
+
+Advance = Callable[[int, int], None]
+
+
+@dataclass
+class Rows:
+    """Some images as our format stores them, and what is wrong with those left out."""
+
+    arrays: dict[str, Array]
+    present: dict[str, list[bool]]
+    extents: Array
+    ids: list[str]
+    faults: dict[str, str]
+
+
+def prepare(
+    path: str | Path,
+    out: str | Path,
+    source: str = "auto",
+    *,
+    derive: Sequence[str] = (),
+    normals_frame: str = "auto",
+    on_bad_sample: str = "stop",
+    workers: int | None = None,
+    progress: Advance | None = None,
+) -> dict[str, str]:
+    """Make a file of a pack, or go on making it; what stands there in the end has been verified.
+
+    Args:
+        path: The pack.
+        out: The file. Until it is whole and verified it is called `out`.part.
+        source: The pack's format, one of `data.sources.SOURCES`, or auto.
+        derive: Targets of `data.derived.DERIVATIONS` to make and keep.
+        normals_frame: The axes of stored normals as in `frames.Frame`, or auto.
+        on_bad_sample: "stop" at a damaged image, or "skip" it.
+        workers: Processes; None = the processors this process may use, 1 = none besides this one.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        What is wrong with the images left out, by name.
+
+    Raises:
+        ConfigError: An option has no such value.
+        MissingDataError: There is no such data.
+        DataError: It is damaged, `out` holds something else, or cannot be written.
+    """
+    from filelock import FileLock
+
+    from medusa_cl.data.sources import open_pack
+
+    if on_bad_sample not in ("stop", "skip"):
+        raise ConfigError(unknown("on_bad_sample", on_bad_sample, ("stop", "skip")))
+    target = Path(out)
+    if target.suffix not in (".h5", ".hdf5"):
+        raise ConfigError(f"Expected out=FILE.h5, but got out={out}.")
+    pack = open_pack(path, source, normals_frame)
+    splits = _splits(pack, derive)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if target.exists():
+                _refuse_other(target, splits)
+                return {}
+            faults = _write(Path(f"{target}.part"), splits, on_bad_sample, workers or _processors(), progress)
+            verify(Path(f"{target}.part"))
+            os.replace(f"{target}.part", target)
+        Path(f"{target}.lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(_cannot_write(target, error)) from error
+    return faults
+
+
+def _cannot_write(target: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full: {target}.part holds what was done. Free some space and run the same command again."
+    return f"Cannot write {target}: {error}. Choose another out=FILE.h5, in a folder that can be written."
+
+
+def _splits(pack: Pack, derive: Sequence[str]) -> dict[str, StoredData]:
+    from medusa_cl.data.derived import Derived
+    from medusa_cl.data.pack import PackData
+
+    whole: dict[str, StoredData] = {split: PackData(pack, split) for split in pack.splits}
+    return {split: Derived(data, derive) for split, data in whole.items()} if derive else whole
+
+
+def _about(source: StoredData) -> dict[str, Any]:
+    """The facts of the file: nothing that differs between its splits."""
+    return dict(source.attrs)
+
+
+def _refuse_other(path: Path, splits: dict[str, StoredData]) -> None:
+    """A finished file must be of this pack, and have all that is asked for."""
+    from medusa_cl.data.hdf5 import HDF5Data, groups
+
+    there = groups(path)
+    for split, source in splits.items():
+        if split in there:
+            data = HDF5Data(path, split)
+            if data.attrs == _about(source) and set(source.fields) <= set(data.fields):
+                continue
+        raise DataError(f"{path} is there already and holds other data. Choose another out=FILE.h5, or delete it.")
+
+
+def _write(
+    part: Path, splits: dict[str, StoredData], on_bad_sample: str, workers: int, progress: Advance | None
+) -> dict[str, str]:
+    from medusa_cl.data.hdf5 import HDF5Writer
+
+    first = next(iter(splits.values()))
+    described = {name: source.field(name) for source in splits.values() for name in source.fields}
+    jobs: list[tuple[str, int, int]] = []
+    with HDF5Writer(part, _about(first), fields=described) as writer:
+        for split, source in splits.items():
+            jobs += [
+                (split, i, min(i + CHUNK, len(source))) for i in range(_done(writer, split, source), len(source), CHUNK)
+            ]
+        total = sum(len(source) for source in splits.values())
+        done, faults = total - sum(stop - start for _, start, stop in jobs), dict[str, str]()
+        for (split, start, stop), rows in zip(jobs, _read(jobs, splits, on_bad_sample, workers), strict=True):
+            faults |= rows.faults
+            if rows.ids:
+                writer.append(split, rows.arrays, present=rows.present, extents=rows.extents, ids=rows.ids)
+            done += stop - start
+            if progress is not None:
+                progress(done, total)
+    return faults
+
+
+def _done(writer: HDF5Writer, split: str, source: StoredData) -> int:
+    """How many images of the split an earlier call went through: up to the last one that it wrote."""
+    last = writer.last_id(split)
+    if last is None:
+        return 0
+    assert source.ids is not None
+    if last not in source.ids:
+        raise DataError(f"{writer.path} holds image {last}, which is not in {source}. Delete it to start anew.")
+    return source.ids.index(last) + 1
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_SPLITS: dict[str, StoredData] = {}
+"""What a worker process reads from."""
+
+
+def _start(splits: dict[str, StoredData]) -> None:
+    _SPLITS.update(splits)
+
+
+def _read(
+    jobs: Sequence[tuple[str, int, int]], splits: dict[str, StoredData], on_bad_sample: str, workers: int
+) -> Iterator[Rows]:
+    """The rows of each job, in order, from processes where that pays; at most a few chunks wait in memory."""
+    if workers == 1 or len(jobs) < 2:
+        yield from (read_rows(splits[split], range(start, stop), on_bad_sample) for split, start, stop in jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # the parent may hold threads and locks
+    pool = ProcessPoolExecutor(workers, context, _start, (splits,))
+    waiting: deque[Future[Rows]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(_work, job, on_bad_sample))
+            if len(waiting) > 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work(job: tuple[str, int, int], on_bad_sample: str) -> Rows:
+    split, start, stop = job
+    return read_rows(_SPLITS[split], range(start, stop), on_bad_sample)
+
+
+def read_rows(source: StoredData, indices: Sequence[int], on_bad_sample: str = "stop") -> Rows:
+    """Read images as our format stores them, padded to the size of the largest.
+
+    Raises:
+        DataError: An image is damaged, and on_bad_sample is "stop".
+    """
+    assert source.ids is not None
+    read: list[dict[str, Array | None]] = []
+    ids, faults = [], {}
+    for index in indices:
+        try:
+            read.append({name: source.stored(index, name) for name in ("image", *source.fields)})
+            ids.append(source.ids[index])
+        except DataError as error:
+            if on_bad_sample == "stop":
+                raise
+            faults[source.ids[index]] = str(error)
+    extents = np.array([image.shape[:2] for one in read if (image := one["image"]) is not None]).reshape(-1, 2)
+    arrays = {name: np.stack([_padded(source, name, one[name]) for one in read]) for name in read[0]} if read else {}
+    present = {name: [one[name] is not None for one in read] for name in arrays if name != "image"}
+    return Rows(arrays, present, extents, ids, faults)
+
+
+def _padded(source: StoredData, name: str, stored: Array | None) -> Array:
+    field = source.field(name)
+    whole = np.full((*source.image_size, *field.channels), field.ignore or 0, field.dtype)
+    if stored is not None:
+        whole[: stored.shape[0], : stored.shape[1]] = stored
+    return whole
+
+
+@dataclass
+class Found:
+    """What verifying a field found: its values' range and the share of labelled pixels."""
+
+    low: float
+    high: float
+    labelled: float
+    images: int
+
+
+def verify(path: Path, progress: Advance | None = None) -> dict[str, dict[str, Found]]:
+    """Read all of a file and compare it with its digests; look at what its values are.
+
+    Returns:
+        For each group and target the range of its labelled values.
+
+    Raises:
+        MissingDataError: There is no such file.
+        DataError: A byte has changed, a class id is out of range, or a target has no label in a whole group.
+    """
+    from medusa_cl.data.hdf5 import HDF5Data, groups
+    from medusa_cl.data.pack import require_labels
+
+    found: dict[str, dict[str, Found]] = {}
+    sizes = groups(path)
+    if not sizes:
+        raise DataError(f"{path} holds no images. Delete it and make it again.")
+    total, done = sum(sizes.values()), 0
+    for group in sizes:
+        data = HDF5Data(path, group, memory_limit=0)
+        require_labels(data, data.fields)
+        found[group] = {}
+        for index in range(len(data)):
+            data.check(index)
+            for name in data.fields:
+                _look(data, index, name, found[group])
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return found
+
+
+def _look(data: HDF5Data, index: int, name: str, found: dict[str, Found]) -> None:
+    from medusa_cl.data.hdf5 import decode
+
+    stored = data.stored(index, name)
+    if stored is None:
+        return
+    field = data.field(name)
+    there = field.labelled(stored)
+    if not there.any():
+        found.setdefault(name, Found(np.inf, -np.inf, 0.0, 0)).images += 1
+        return
+    smallest, largest = field.range if field.kind != "vector" else (-127, 127)
+    largest = min(largest, len(field.classes) - 1) if field.classes else largest
+    inside = stored[there]
+    if inside.min() < smallest or inside.max() > largest:
+        raise DataError(
+            f"{data.path}: `{name}` of image {index} of group {data.group} holds {inside.min()}..{inside.max()}, "
+            f"but only {smallest}..{largest} has a meaning. Make the file again."
+        )
+    values = decode(field, stored)[there]
+    one = found.setdefault(name, Found(np.inf, -np.inf, 0.0, 0))
+    one.low, one.high = min(one.low, float(values.min())), max(one.high, float(values.max()))
+    one.labelled += (float(there.mean()) - one.labelled) / (one.images + 1)
+    one.images += 1
+
+
+def main(arguments: list[str]) -> None:
+    """Run the verb.
+
+    Raises:
+        MedusaError: Whatever is wrong with the options or the data.
+    """
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(USAGE)
+        return
+    options = _options([argument for argument in arguments if argument != "--check"])
+    if "out" not in options:
+        raise ConfigError(f"Expected out=FILE.h5.\n{USAGE}")
+    out = Path(options.pop("out"))
+    if "--check" not in arguments:
+        _prepare(out, options)
+    _report(out)
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    options = dict(argument.partition("=")[::2] for argument in arguments)
+    for key, value in options.items():
+        if key not in OPTIONS:
+            raise ConfigError(unknown("option of prepare", key, [*OPTIONS, "--check"]))
+        if not value:
+            raise ConfigError(f"Expected {key}=VALUE, but got {key} alone.")
+    return options
+
+
+def _prepare(out: Path, options: dict[str, str]) -> None:
+    from medusa_cl.tracking.console import make_console, progress
+
+    if "path" not in options:
+        raise ConfigError(f"Expected path=, the data as you have it.\n{USAGE}")
+    workers = options.get("workers", "")
+    if workers and not (workers.isdecimal() and int(workers)):
+        raise ConfigError(f"Expected workers of at least 1, but got workers={workers}.")
+    with progress("images", 1, make_console()) as bar:
+        faults = prepare(
+            options["path"],
+            out,
+            options.get("source", "auto"),
+            derive=[name.strip() for name in options.get("derive", "").strip("[]").split(",") if name.strip()],
+            normals_frame=options.get("normals_frame", "auto"),
+            on_bad_sample=options.get("on_bad_sample", "stop"),
+            workers=int(workers) if workers else None,
+            progress=bar.to,
+        )
+    for image, fault in faults.items():
+        print(f"left out {image}: {fault}")
+    if faults:
+        print(f"{len(faults)} images were left out.")
+
+
+def _report(out: Path) -> None:
+    from medusa_cl.data.hdf5 import HDF5Data
+    from medusa_cl.tracking.console import make_console, progress
+
+    with progress("verifying", 1, make_console()) as bar:
+        found = verify(out, bar.to)
+    for group, fields in found.items():
+        data = HDF5Data(out, group)
+        print(
+            f"{out}: {group}, {len(data)} images of {'x'.join(map(str, data.image_size))}, sha256 {data.content_hash}"
+        )
+        for name, one in fields.items():
+            field = data.field(name)
+            derived = data.attrs.get("derived", {}).get(name)
+            note = f"  derived by medusa_cl: {derived}" if derived else ""
+            print(
+                f"  {name:<12} {one.low:g} .. {one.high:g} {field.unit}  {100 * one.labelled:.1f} % labelled, "
+                f"{one.images} images{note}"
+            )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except MedusaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None

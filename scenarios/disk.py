@@ -1,0 +1,283 @@
+"""What scenarios of data on disk share: where it is looked for, how it is opened, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from medusa_cl.data.derived import DERIVATIONS, Derived
+from medusa_cl.data.hdf5 import HDF5Data, groups
+from medusa_cl.data.loader import Augmentation, as_augmentation
+from medusa_cl.data.pack import Pack, PackData, StoredData, Subset, require_labels, usable
+from medusa_cl.data.rooms import cache_dir
+from medusa_cl.data.sources import HDF5, open_pack
+from medusa_cl.errors import ConfigError, DataError, MissingDataError, unknown
+from medusa_cl.randomness import permutation
+from medusa_cl.scenarios.dense import DenseScenario, arrange, check_stream, dense_scenario
+from medusa_cl.tasks import DenseTask
+
+Advance = Callable[[str, int, int], None]
+"""Called with (what is done, how much of it, of how much)."""
+
+ON_BAD_SAMPLE = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set may lie.
+
+    Attributes:
+        title: Its name, for people.
+        file: The name of the file that `prepare` makes of it.
+        signs: What lies in the folder that holds it.
+        sizes: How many images the protocol has in each split.
+        manual: How to get it.
+    """
+
+    title: str
+    file: str
+    signs: tuple[str, ...]
+    sizes: Mapping[str, int]
+    manual: str
+
+    def find(self, root: str | Path | None) -> Path:
+        """Return where the data is: `root`, else $MEDUSA_CL_DATA, ./data, the user's cache.
+
+        Each may be the prepared file, the raw file, the pack's folder or the folder above it; a prepared file goes
+        before the pack beside it.
+
+        Raises:
+            MissingDataError: It is in none of these places; the message lists them, and how to get it.
+        """
+        if root is not None and Path(root).expanduser().exists():
+            path = Path(root).expanduser()
+            return path / self.file if (path / self.file).is_file() else path
+        places = [root] if root is not None else [os.environ.get("MEDUSA_CL_DATA"), "data", cache_dir()]
+        looked = [Path(place).expanduser() for place in places if place]
+        for path in looked:
+            if path.is_file():
+                return path
+            if (path / self.file).is_file():
+                return path / self.file
+            if any((path / sign).exists() for sign in self.signs):
+                return path
+        raise MissingDataError(
+            f"{self.title} was not found. Looked for {', '.join((self.file, *self.signs))} in: "
+            f"{', '.join(map(str, looked))}. Set scenario.root=DIR or $MEDUSA_CL_DATA. {self.manual} "
+            "Nothing to download is needed for scenario=rooms_incremental."
+        )
+
+
+class DiskOptions(TypedDict, total=False):
+    """Options that every scenario of data on disk takes.
+
+    Attributes:
+        base: Tasks learnt together first.
+        stream: Tasks learnt one at a time.
+        order: "listed", or "random": `stream` in an order drawn with `seed`.
+        held_out: A task (or several) that alone makes the stream, with all others as the base.
+        seed: Of the random order.
+        train_size: Take only the first so many training images.
+        test_size: Take only the first so many test images.
+        val_fraction: The share of the *training* images set aside to choose settings by, where the data has no val.
+        image_size: H, W to which images are padded; None = those of the split's largest image.
+        on_bad_sample: "stop" at a damaged image, or "skip": read all images once and leave those out that are damaged.
+        augment: An `Augmentation`, or its options.
+        name: The scenario's name.
+        progress: Told how far reading all images is.
+    """
+
+    base: Sequence[str]
+    stream: Sequence[str]
+    order: str
+    held_out: str | Sequence[str] | None
+    seed: int
+    train_size: int | None
+    test_size: int | None
+    val_fraction: float
+    image_size: Sequence[int] | None
+    on_bad_sample: str
+    augment: Mapping[str, object] | Augmentation | None
+    name: str
+    progress: Advance | None
+
+
+DEFAULTS: DiskOptions = {
+    "order": "listed",
+    "held_out": None,
+    "seed": 0,
+    "train_size": None,
+    "test_size": None,
+    "val_fraction": 0.0,
+    "image_size": None,
+    "on_bad_sample": "stop",
+    "augment": None,
+    "name": "disk",
+    "progress": None,
+}
+
+
+def disk_scenario(
+    where: Path | Pack,
+    tasks: Sequence[DenseTask],
+    protocol: Mapping[str, int] | None = None,
+    **options: Unpack[DiskOptions],
+) -> DenseScenario:
+    """Make a scenario of a pack or of a prepared file.
+
+    Args:
+        where: A reader, or the path of a file in our format.
+        tasks: The tasks there may be.
+        protocol: How many images each split has in the literature, to be told where there are fewer.
+        options: `base` and `stream`, and what else `DiskOptions` names.
+
+    Raises:
+        ConfigError: An option has no such value.
+        TaskError: A task is unknown or named twice, or `base` is empty.
+        DataError: The data lacks a target, is damaged, or no image of a split has a label of some task.
+    """
+    chosen: DiskOptions = {**DEFAULTS, **options}
+    base, stream = arrange(
+        chosen["base"],
+        chosen["stream"],
+        order=chosen["order"],
+        held_out=chosen["held_out"],
+        seed=chosen["seed"],
+    )
+    check_stream(tasks, base, stream)
+    _check_options(chosen)
+    wanted = [*base, *stream]
+    splits = {split: _opened(where, split, size, wanted) for split, size in _sizes(where, chosen).items()}
+    skip = chosen["on_bad_sample"] == "skip"
+    skipped = {split: _leave_out(splits, split, chosen["progress"]) for split in splits} if skip else {}
+    if chosen["val_fraction"]:
+        _set_aside(splits, chosen["val_fraction"])
+    for source in splits.values():
+        if chosen["image_size"] is not None:
+            source.image_size = _canvas(source, chosen["image_size"])
+        require_labels(source, wanted)
+    augmentation = as_augmentation(chosen["augment"])
+    made = dense_scenario(tasks, splits, base, stream, name=chosen["name"], augmentation=augmentation)
+    made.label_notes = label_notes(splits["train"], wanted)
+    made.skipped = {split: faults for split, faults in skipped.items() if faults}
+    made.about = _about(where, splits, made.label_notes, protocol or {})
+    return made
+
+
+def _check_options(options: DiskOptions) -> None:
+    if options["on_bad_sample"] not in ON_BAD_SAMPLE:
+        raise ConfigError(unknown("scenario.on_bad_sample", options["on_bad_sample"], ON_BAD_SAMPLE))
+    if not 0 <= options["val_fraction"] < 1:
+        raise ConfigError(f"Expected scenario.val_fraction in [0, 1), but got {options['val_fraction']}.")
+
+
+def _sizes(where: Path | Pack, options: DiskOptions) -> dict[str, int | None]:
+    """How many images are used of each split there is; train and test must be there."""
+    there = groups(where) if isinstance(where, Path) else {name: len(ids) for name, ids in where.splits.items()}
+    sizes = {"train": options["train_size"], "val": None, "test": options["test_size"]}
+    return {split: size for split, size in sizes.items() if split != "val" or there.get(split)}
+
+
+def _opened(where: Path | Pack, split: str, size: int | None, wanted: Sequence[str]) -> StoredData:
+    there = HDF5Data(where, split).fields if isinstance(where, Path) else where.fields
+    made = [task for task in wanted if task in DERIVATIONS and task not in there]
+    origins = {DERIVATIONS[task].of for task in made} - {"image"}
+    read = list(dict.fromkeys([*(task for task in wanted if task not in made), *sorted(origins)]))
+    source: StoredData = (
+        HDF5Data(where, split, size, read) if isinstance(where, Path) else PackData(where, split, size, read)
+    )
+    return Derived(source, made) if made else source
+
+
+def _leave_out(splits: dict[str, StoredData], split: str, progress: Advance | None) -> Mapping[str, str]:
+    """Take the damaged images out of a split; what is wrong with each is remembered in the cache by content."""
+    source = splits[split]
+    note = cache_dir() / "checked" / f"{source.content_hash[:32]}.json"
+    try:
+        good, faults = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = None if progress is None else lambda done, total: progress(f"checking {split} images", done, total)
+        good, faults = usable(source, advance=told)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps([good, faults]), encoding="utf-8")
+    if not good:
+        raise DataError(f"{source}: every image is damaged, the first one so: {next(iter(faults.values()))}")
+    if faults:
+        splits[split] = Subset(source, good)
+    return dict(faults)
+
+
+def _set_aside(splits: dict[str, StoredData], fraction: float) -> None:
+    """Split val off train, the same images for every seed."""
+    if "val" in splits:
+        raise ConfigError(f"The data has a val split of {len(splits['val'])} images: leave scenario.val_fraction at 0.")
+    train = splits["train"]
+    count = round(fraction * len(train))
+    if not 0 < count < len(train):
+        raise ConfigError(
+            f"scenario.val_fraction={fraction} of {len(train)} training images leaves no val or no train."
+        )
+    order = permutation(len(train), "val")
+    splits["val"], splits["train"] = Subset(train, sorted(order[:count])), Subset(train, sorted(order[count:]))
+
+
+def _canvas(source: StoredData, image_size: Sequence[int]) -> tuple[int, int]:
+    height, width = (int(side) for side in image_size)
+    if height < source.image_size[0] or width < source.image_size[1]:
+        raise ConfigError(
+            f"Expected scenario.image_size of at least {list(source.image_size)}, the largest image of {source}, but "
+            f"got {[height, width]}. Images are padded to it, never cut; scenario.augment.crop cuts training images."
+        )
+    return height, width
+
+
+def label_notes(source: StoredData, tasks: Sequence[str]) -> dict[str, str]:
+    """Say of each task whose labels are no measurements what they are."""
+    derived = source.attrs.get("derived", {})
+    notes = {name: f"labels derived by medusa_cl: {derived[name]}" for name in tasks if name in derived}
+    distilled = (name for name in source.attrs.get("distilled", ()) if name in tasks)
+    return notes | {name: "labels distilled: agreement with a network's answers" for name in distilled}
+
+
+def _about(
+    where: Path | Pack, splits: Mapping[str, StoredData], notes: Mapping[str, str], protocol: Mapping[str, int]
+) -> str:
+    """Say in one line what was found."""
+    train = splits["train"]
+    what = (
+        f"prepared file {where} ({train.attrs.get('source', 'own')})"
+        if isinstance(where, Path)
+        else (f"{where.name} at {where.root}")
+    )
+    counts = ", ".join(f"{len(data)}{_of(len(data), protocol.get(split))} {split}" for split, data in splits.items())
+    frame = train.attrs.get("source_frame")
+    targets = [f"normals (stored as {frame})" if task == "normals" and frame else task for task in train.fields]
+    marked = "; ".join(f"{task}: {note}" for task, note in notes.items())
+    size = "x".join(map(str, train.image_size))
+    return f"{what}: {counts} images of {size}; {', '.join(targets)}" + (f"; {marked}" if marked else "")
+
+
+def _of(count: int, expected: int | None) -> str:
+    return "" if expected in (None, count) else f" of {expected}"
+
+
+SCENARIO_OF = {"nyud": "nyud_incremental", "pascal": "pascal_incremental", "folder": "folder_incremental"}
+
+
+def open_data(path: Path, family: str, normals_frame: str = "auto") -> Path | Pack:
+    """Return the reader of a pack, or the path of a prepared file, after a look at whether it is of the family meant.
+
+    Raises:
+        DataError: The file was prepared of other data.
+    """
+    if path.suffix not in HDF5:
+        return open_pack(path, normals_frame=normals_frame)
+    source = str(HDF5Data(path, next(iter(groups(path)))).attrs.get("source", ""))
+    theirs = source.split("/")[0].split("_")[0]
+    if theirs in SCENARIO_OF and theirs != family:
+        raise DataError(f"{path} was prepared of {source}: use scenario={SCENARIO_OF[theirs]}.")
+    return path

@@ -1,0 +1,61 @@
+"""Your own folder of images and targets as a stream of dense tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Unpack
+
+from medusa_cl.data.folder import FolderPack
+from medusa_cl.data.hdf5 import Field, HDF5Data, groups
+from medusa_cl.data.sources import HDF5
+from medusa_cl.errors import ConfigError
+from medusa_cl.scenarios.dense import DenseScenario
+from medusa_cl.scenarios.disk import DiskOptions, disk_scenario, open_data
+from medusa_cl.tasks import DenseTask, from_description
+
+
+def folder_incremental(
+    *,
+    root: str | None = None,
+    tasks: Mapping[str, DenseTask] | None = None,
+    fields: Mapping[str, Field] | None = None,
+    **options: Unpack[DiskOptions],
+) -> DenseScenario:
+    """A folder with `images/`, a folder of targets for each task, and `tasks.yaml` (see `data.folder`).
+
+    By default the first task of tasks.yaml is the base, and the others make the stream in the order in which they
+    stand there.
+
+    Args:
+        root: The folder, or a file prepared of it.
+        tasks: Tasks made in Python, by name; they go before those of tasks.yaml.
+        fields: How the targets of such tasks are stored, where they are of no built-in kind.
+        options: See `DiskOptions`.
+
+    Raises:
+        ConfigError: No root is given, or tasks.yaml is wrong.
+        MissingDataError: There is nothing.
+        DataError: The data is damaged, or of another kind.
+        TaskError: A task is unknown, named twice, or not in the data; or `base` is empty.
+    """
+    if root is None:
+        raise ConfigError("Expected scenario.root=DIR, a folder with images/, tasks.yaml and a folder for each task.")
+    path = Path(root).expanduser()
+    if path.suffix in HDF5:
+        where = open_data(path, "folder")
+        described = HDF5Data(path, next(iter(groups(path)))).attrs.get("tasks", {})
+        known = {name: from_description(one) for name, one in described.items() if name not in (tasks or {})}
+        known |= tasks or {}
+    else:
+        where = FolderPack(path, tasks=tasks, fields=fields)
+        known = where.tasks
+    names = list(known)
+    given: DiskOptions = {"name": "folder_incremental", **options}
+    if not given.get("base") and not given.get("stream"):
+        given["base"], given["stream"] = names[:1], names[1:]
+    elif not given.get("stream"):
+        given["stream"] = [name for name in names if name not in given["base"]]
+    elif not given.get("base"):
+        given["base"] = [name for name in names if name not in given["stream"]]
+    return disk_scenario(where, list(known.values()), **given)
