@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 # Written out anew, in the file's own spelling and order of classes.
-NAMED = (
-    "wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk, shelves, "
-    "curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refrigerator, television, paper, towel, "
-    "shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag"
-).split(", ")
+_LIST = """
+wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk, shelves,
+curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refrigerator, television, paper, towel,
+shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag
+"""
+NAMED = tuple(name.strip() for name in _LIST.split(","))
 NAMES = 894
 FULL_SIZE = (480, 640)
 INTRINSICS = (518.8579, 519.4696, 325.5824, 253.7362)  # at FULL_SIZE
 UNLABELLED = np.s_[2:6, 30:38]
 THING = np.s_[20:28, 40:50]  # of a name that is none of the 37
 UNMEASURED = np.s_[10:14, 44:50]
-SURFACES = (((1, 0, 0), 1.0, "wall", 1), ((0, -1, 0), 1.2, "floor", 1), ((0, 0, -1), 2.5, "wall", 2))
+SURFACES = (((1, 0, 0), 1.0, "wall", 1), ((0, -1, 0), 0.8, "floor", 1), ((0, 0, -1), 2.5, "wall", 2))
 """Normal, metres from the camera, name, instance: the wall to the left, the floor, the wall ahead."""
 
 
@@ -135,7 +136,7 @@ def _write_file(written: Written, images_a_chunk: int) -> None:
     with h5py.File(written.path, "w", userblock_size=512) as file:
         for name, array in arrays.items():
             chunks = (images_a_chunk, *array.shape[1:])
-            file.create_dataset(name, data=array, chunks=chunks, compression="gzip", compression_opts=3)
+            file.create_dataset(name, data=array, chunks=chunks, compression="gzip", compression_opts=1)
             file[name].attrs["MATLAB_class"] = np.bytes_(
                 {"<f4": "single", "<u2": "uint16"}.get(array.dtype.str, "uint8")
             )

@@ -387,12 +387,8 @@ def _discard(part: Path) -> None:
 
 def _resumable(part: Path, source: Source) -> int:
     """How many bytes can be gone on from: none of another address's, unless the MD5 will tell."""
-    held = _size(part)
-    if source.size is not None and held > source.size:
-        return 0
-    if source.md5 is None and not _text(_origin(part)).startswith(_address(source)):
-        return 0
-    return held
+    known = source.md5 is not None or _text(_origin(part)).startswith(_address(source))
+    return _size(part) if known else 0
 
 
 def _request(source: Source, part: Path, held: int) -> urllib.request.Request:
@@ -489,7 +485,7 @@ def _receive(
                 _write(file, chunk)
             done += len(chunk)
             if total is not None and done > total:
-                break
+                break  # it may never end; refused below for its size
             if progress is not None:
                 progress(done, total)
     if total is not None and done < total:
@@ -615,7 +611,7 @@ def _put(beside: Path, folder: Path, archive: Path) -> None:
             raise DataError(f"{archive} is empty. Delete it and fetch it again.")
         single = len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink()
         if folder.exists():
-            folder.rmdir()
+            folder.rmdir()  # empty; not every system renames onto it
         os.replace(entries[0] if single else beside, folder)
 
 
@@ -794,15 +790,11 @@ def nyud_manual(folder: Path | str = "DIR") -> str:
     )
 
 
-def pascal_manual(folder: Path | str = "DIR") -> str:
-    """Return the steps by which a person puts PASCAL-Context into a folder."""
-    tree = Path(folder) / "PASCAL_MT"
-    return (
-        "By hand\n"
-        "  1. download the archive PASCAL_MT.tgz. The projects that made it known say where it is:\n"
-        "     https://github.com/facebookresearch/astmt (K. Maninis) and\n"
-        "     https://github.com/SimonVandenhende/Multi-Task-Learning-PyTorch (S. Vandenhende), in the README or in\n"
-        "     the loader of PASCAL; it stood at https://data.vision.ee.ethz.ch/kmaninis/share/MTL/PASCAL_MT.tgz\n"
-        f"  2. unpack it with tar -xzf PASCAL_MT.tgz -C {folder}, so that {tree / 'JPEGImages'} exists\n"
-        f"then run it again with scenario.root={tree}"
-    )
+PASCAL_MANUAL = """By hand
+  1. download the archive PASCAL_MT.tgz. The projects that made it known say where it is:
+     https://github.com/facebookresearch/astmt (K. Maninis) and
+     https://github.com/SimonVandenhende/Multi-Task-Learning-PyTorch (S. Vandenhende), in the README or in
+     the loader of PASCAL; it stood at https://data.vision.ee.ethz.ch/kmaninis/share/MTL/PASCAL_MT.tgz
+  2. unpack it with tar -xzf PASCAL_MT.tgz -C DIR, so that DIR/PASCAL_MT/JPEGImages exists
+then run it again with scenario.root=DIR/PASCAL_MT"""
+"""The steps by which a person puts PASCAL-Context into a folder DIR; there is no source to fetch it from unasked."""

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 # What damaged files make PIL, numpy, scipy, zlib and tifffile raise.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, NotImplementedError, zlib.error)
 TIFF = (".tif", ".tiff")
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 @contextmanager
@@ -46,6 +47,11 @@ def read_image(path: Path) -> Array:
     from PIL import Image
 
     with reading(path), Image.open(path) as picture:
+        if picture.getexif().get(_ORIENTATION, 1) != 1:
+            raise DataError(
+                f"{path} is to be turned to be seen upright (its EXIF orientation says so), so its pixels may not lie "
+                "as its targets do. Save it upright."
+            )
         if picture.mode.startswith(("I", "F")):
             raise DataError(f"{path}: expected a picture of 8 bits a channel, but got PIL mode {picture.mode}.")
         return np.array(picture.convert("RGB"))
@@ -75,6 +81,10 @@ def read_map(path: Path) -> Array:
 def _read_picture(path: Path) -> Array:
     from PIL import Image
 
+    with path.open("rb") as file:
+        header = file.read(26)
+    if header[1:4] == b"PNG" and header[24:25] == b"\x10" and header[25:26] != b"\x00":
+        raise DataError(f"{path}: 16 bits in several channels would be cut to 8. Save it as NPY or float TIFF.")
     with Image.open(path) as picture:
         if picture.mode == "1":
             return np.array(picture.convert("L"))  # the values 0 and 255
@@ -95,7 +105,10 @@ def read_mat(path: Path, *keys: str) -> tuple[Any, ...]:
                 raise DataError(
                     f"{path} is a MATLAB v7.3 file (HDF5), but version 5 is expected here. Save it with -v7."
                 )
-        found = scipy.io.loadmat(str(path), variable_names=list(keys))
+        try:
+            found = scipy.io.loadmat(str(path), variable_names=list(keys))
+        except scipy.io.matlab.MatReadError as error:  # of an empty file, and no subclass of anything above
+            raise ValueError(str(error)) from error
     for key in keys:
         if key not in found:
             names = [name for name, *_ in scipy.io.whosmat(str(path))]

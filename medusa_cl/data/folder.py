@@ -74,14 +74,14 @@ class FolderPack:
         entries, fractions = _read_tasks(self.root / FILE, needed=not tasks)
         named = {name: python_task(task, entries.get(name), (fields or {}).get(name)) for name, task in _named(tasks)}
         self._tasks: dict[str, FolderTask] = {**entries, **named}
+        made = {name: entry.task() for name, entry in entries.items() if name not in named}
         self._images = _index(self.root / "images", IMAGES)
         self._labels = {name: self._index_labels(task) for name, task in self._tasks.items()}
         self._refuse_undescribed()
         self.splits: dict[str, tuple[str, ...]] = self._split(fractions)
         self.fields: dict[str, Field] = {name: task.field for name, task in self._tasks.items()}
         self.derived: dict[str, str] = {}
-        made = {name: entry.task() for name, entry in entries.items() if name not in named}
-        self.tasks: dict[str, DenseTask] = {name: (made | dict(tasks or {}))[name] for name in self._tasks}
+        self.tasks: dict[str, DenseTask] = {name: (tasks or {}).get(name) or made[name] for name in self._tasks}
         described = {name: task.describe() | {"stored": entries[name].stored()} for name, task in made.items()}
         self.attrs: dict[str, Any] = {"source": "folder", "tasks": described, **_frames(self._tasks)}
 

@@ -104,7 +104,7 @@ class FolderTask:
         Raises:
             DataError: It is damaged, or holds something else than its task's entry says.
         """
-        stored = _shaped(path, self.field, _read(path))
+        stored = _shaped(path, self.field, read_map(path))
         return _VALUES[self.kind](self, stored, path)
 
     def task(self) -> DenseTask:
@@ -303,15 +303,6 @@ def _check_unit(where: str, kind: str, options: dict[str, Any]) -> None:
 # What files hold ---------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Array:
-    if path.suffix.lower() == ".png":
-        with path.open("rb") as file:
-            header = file.read(26)
-        if header[24:25] == b"\x10" and header[25:26] != b"\x00":  # PIL would cut these to 8 bits and not say so
-            raise DataError(f"{path}: PNG of 16 bits in several channels cannot be read. Save it as NPY or float TIFF.")
-    return read_map(path)
-
-
 def _shaped(path: Path, field: Field, stored: Array) -> Array:
     """Return an array of numbers, H W or H W C as the field says."""
     if stored.ndim == 3 and stored.shape[2] == 1 and not field.channels:
@@ -326,9 +317,10 @@ def _shaped(path: Path, field: Field, stored: Array) -> Array:
 def _unlabelled(task: FolderTask, stored: Array) -> Array:
     """Return H W bools: where a pixel has no label. Of several components, one NaN or all ignored ones mean that."""
     numbers = stored if stored.ndim == 3 else stored[..., None]
-    gone: Array = ~np.isfinite(numbers).all(axis=-1)
+    gone: Array = np.asarray(~np.isfinite(numbers).all(axis=-1))
     for value in task.ignore:
-        gone |= (numbers == (stored.dtype.type(value) if stored.dtype.kind == "f" else value)).all(axis=-1)
+        same = numbers == (stored.dtype.type(value) if stored.dtype.kind == "f" else value)
+        np.logical_or(gone, same.all(axis=-1), out=gone)
     return gone
 
 

@@ -168,9 +168,10 @@ def _best_agreement(cosines: Array) -> Frame | None:
 
 _GRID = 64
 _FOCAL = 1.0  # in image widths; a long guess is the careful one, it takes rays for more parallel than they are
-_MARGIN = 0.1  # a normal may seem to turn away by so much (cosine): noise, and the guessed focal length
+_MARGIN = 0.05  # a normal may seem to turn away by so much (cosine): noise, and the guessed focal length
 _FLOOR = 0.25
-_LEAD, _CAP, _ACCORD, _IMAGES = 0.0005, 0.01, 0.8, 2.9
+_LEAD, _ACCORD, _IMAGES = 0.0005, 0.8, 2.5
+_MOST, _ENOUGH = 0.05, 0.01
 
 
 def detect_by_view(maps: Iterable[Array]) -> Frame | None:
@@ -178,15 +179,16 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
 
     A frame costs, in each image,
 
-        mean of max(0, n . view - .1)                                  seen surfaces face the camera: n . view < 0
-        - .25 max(0, mean of -n_y below - mean of |n_y| above)         floors point up, what is above them is upright
+        mean of max(0, n . view - .05)                             seen surfaces face the camera: n . view < 0
+        - .25 max(0, mean of -n_y below - mean of |n_y| above)     floors point up, what is above them is upright
 
     where below and above are the lower and the upper third. The first decides z, and the sense of x: side walls and
     the sides of furniture at the left face right, those at the right face left; mirrored, they would be seen from
-    behind. Both decide which axis is y and its sense. Nothing is assumed of handedness. The cheapest of the 48 frames
-    is returned if every other one costs more: by .0005 on average, with at least 90 % of the differences' sum for it,
-    and in three images or more ((sum of differences)^2 / sum of squares, each clipped to +-.01, so that an odd image
-    decides nothing). So frontal walls alone, or round things alone, leave the frame undecided.
+    behind. Both decide which axis is y and its sense. Nothing is assumed of handedness.
+
+    The cheapest of the 48 frames is returned if each other one costs more beyond doubt: by .0005 on average, without
+    more than a tenth of all differences speaking against it, and in three images or so (an image counts for at most
+    .05, so that an odd one decides nothing). Frontal walls alone, or round things alone, leave the frame undecided.
 
     Args:
         maps: Normals as stored, H W 3 float, zero invalid; some dozens of images.
@@ -198,11 +200,17 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
     if not len(costs):
         return None
     best = int(costs.mean(axis=0).argmin())
-    worse = np.clip(np.delete(costs, best, axis=1) - costs[:, [best]], -_CAP, _CAP)
-    total, size = worse.sum(axis=0), np.abs(worse).sum(axis=0)
-    decided = (total >= _LEAD * len(costs)) & (total >= _ACCORD * size)
-    decided &= size**2 >= _IMAGES * np.square(worse).sum(axis=0)
-    return Frame(FRAMES[best]) if decided.all() else None
+    worse = np.delete(costs, best, axis=1) - costs[:, [best]]
+    return Frame(FRAMES[best]) if _dearer(worse).all() else None
+
+
+def _dearer(worse: Array) -> Array:
+    """Return, for differences N K of costs, which of the K frames are too dear beyond doubt."""
+    weighed, counted = np.clip(worse, -_MOST, _MOST), np.clip(worse, -_ENOUGH, _ENOUGH)
+    total = weighed.sum(axis=0)
+    clear = (total >= _LEAD * len(worse)) & (total >= _ACCORD * np.abs(weighed).sum(axis=0))
+    result: Array = clear & (counted.sum(axis=0) ** 2 >= _IMAGES * np.square(counted).sum(axis=0))
+    return result
 
 
 def _costs(normals: Array) -> list[float]:

@@ -31,6 +31,11 @@ from numpy.typing import NDArray
 
 from medusa_cl.errors import DataError, MissingDataError, unknown
 
+try:
+    from isal.isal_zlib import decompress  # the same bytes, sooner
+except ImportError:  # no wheel for this processor
+    from zlib import decompress
+
 if TYPE_CHECKING:  # torch is imported where a tensor is made: processes that only write must start fast
     from torch import Tensor
 
@@ -204,12 +209,10 @@ def decode(field: Field, stored: Array) -> Array:
         return stored
     if field.kind == "label":
         return stored.astype(np.int64)
-    values: Array = stored.astype(np.float32) * np.float32(field.scale)
     if field.kind == "vector":
-        x, y, z = values[..., 0], values[..., 1], values[..., 2]  # numpy reduces over a short axis ten times slower
-        length = np.sqrt(x * x + y * y + z * z)
-        values /= np.where(length > 0, length, 1)[..., None]
-    elif field.ignore and field.scale != 1:  # zero stays zero under any scale
+        return np.moveaxis(_unit_vectors(field, np.moveaxis(stored, -1, 0)), 0, -1)
+    values: Array = stored.astype(np.float32) * np.float32(field.scale)
+    if field.ignore and field.scale != 1:  # zero stays zero under any scale
         values[stored == field.ignore] = field.ignore
     return values
 
@@ -227,12 +230,20 @@ def as_tensor(field: Field, stored: Array) -> Tensor:
     """
     import torch
 
-    values = decode(field, stored)
-    if values.ndim == 3:
-        values = np.ascontiguousarray(values.transpose(2, 0, 1))
-    elif field.kind == "value":
-        values = values[None]
-    return torch.from_numpy(values)
+    first = stored if stored.ndim == 2 else np.ascontiguousarray(stored.transpose(2, 0, 1))
+    if field.kind == "vector":
+        return torch.from_numpy(_unit_vectors(field, first))
+    values = decode(field, first)
+    return torch.from_numpy(values[None] if values.ndim == 2 and field.kind == "value" else values)
+
+
+def _unit_vectors(field: Field, stored: Array) -> Array:
+    """3 H W: component by component, as numpy reduces over a short last axis ten times slower."""
+    values: Array = stored.astype(np.float32) * np.float32(field.scale)
+    x, y, z = values
+    length = np.sqrt(x * x + y * y + z * z)
+    values /= np.where(length > 0, length, 1)
+    return values
 
 
 class HDF5Writer:
@@ -559,8 +570,9 @@ class HDF5Data:
 
     def _read(self, name: str, index: int | slice) -> Array:
         try:
-            stored: Array = self._handle()[self.group][name][index]
-        except (OSError, KeyError) as error:
+            dataset = self._handle()[self.group][name]
+            stored: Array = _inflated(dataset, index) if isinstance(index, int) else dataset[index]
+        except (OSError, KeyError, ValueError) as error:
             raise DataError(self._damaged(index)) from error
         return stored
 
@@ -648,6 +660,32 @@ def _present(present: Mapping[str, Sequence[bool] | Array], arrays: Mapping[str,
 
 def _fields(group: h5py.Group) -> tuple[str, ...]:
     return tuple(sorted(name for name in group if "kind" in group[name].attrs))
+
+
+def _inflated(dataset: h5py.Dataset, index: int) -> Array:
+    """Read one image's chunk: decompressed here, which takes about half the time that HDF5's own zlib takes.
+
+    Raises:
+        OSError: The chunk is damaged.
+        ValueError: It is of another length.
+    """
+    whole = (1, *dataset.shape[1:])
+    if dataset.chunks != whole or dataset.compression != "gzip" or not dataset.shuffle:
+        return np.asarray(dataset[index])
+    mask, packed = dataset.id.read_direct_chunk((index, *(0 for _ in whole[1:])))
+    if mask:  # a filter was left out when it was written
+        return np.asarray(dataset[index])
+    try:
+        plain = decompress(packed)
+    except Exception as error:  # isal's and zlib's own, which share no base
+        raise OSError(f"chunk {index} cannot be decompressed") from error
+    planes = np.frombuffer(plain, np.uint8).reshape(dataset.dtype.itemsize, -1)
+    # Shuffled: all lowest bytes, then all second ones, ... Put together as numbers, five times faster than as bytes.
+    joined = planes[0].astype(f"<u{len(planes)}")
+    for place, plane in enumerate(planes[1:], 1):
+        joined |= plane.astype(joined.dtype) << (8 * place)
+    stored: Array = joined.view(dataset.dtype).reshape(whole[1:])
+    return stored
 
 
 def _put(group: h5py.Group, name: str, start: int, rows: Array) -> None:

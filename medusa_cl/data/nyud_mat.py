@@ -188,7 +188,10 @@ class NYUDMat:
                 self._file = _open(self.root, self._cache)
             stored: Array = self._file[dataset][row]
         except (OSError, KeyError) as error:
-            raise DataError(f"{self.root}: `{dataset}` of image {image} is damaged: {error}. {_AGAIN}") from error
+            raise DataError(
+                f"{self.root}: `{dataset}` of image {image} is damaged: {error}. {_AGAIN} "
+                "Or leave the image out with on_bad_sample=skip."
+            ) from error
         top, bottom, left, right = self.crop
         return np.ascontiguousarray(stored.T[top:bottom, left:right])  # 3 W H -> H W 3, and W H -> H W
 
@@ -239,7 +242,7 @@ def _inside(path: Path, what: str) -> Iterator[None]:
     """Say which part of the file could not be read."""
     try:
         yield
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise DataError(f"{path}: {what} cannot be read: {error}. {_AGAIN}") from error
 
 
@@ -281,7 +284,16 @@ def _chunk_bytes(dataset: h5py.Dataset) -> int:
 def _names(path: Path, file: h5py.File) -> list[str]:
     with _inside(path, "`names`"):
         references = file["names"][()].ravel()
-        return ["".join(map(chr, np.ravel(file[reference][()]))) for reference in references]
+        return [_text(file, reference) for reference in references]
+
+
+def _text(file: h5py.File, reference: h5py.Reference) -> str:
+    import h5py
+
+    held = h5py.h5r.dereference(reference, file.id)  # five times as quick as file[reference]
+    codes = np.empty(held.shape, np.uint16)
+    held.read(h5py.h5s.ALL, h5py.h5s.ALL, codes)
+    return "".join(map(chr, codes.ravel()))
 
 
 def _by_name(path: Path, names: list[str]) -> Array:
@@ -289,8 +301,8 @@ def _by_name(path: Path, names: list[str]) -> Array:
     missing = [name for name in _NAMED if name not in names]
     if missing:
         raise DataError(
-            f"{path}: `names` lacks {', '.join(missing[:3])} ({len(missing)} of NYUD-v2's {len(_NAMED)} named classes), "
-            f"so its labels are not NYUD-v2's. {_AGAIN}"
+            f"{path}: `names` lacks {', '.join(missing[:3])} ({len(missing)} of NYUD-v2's {len(_NAMED)} named "
+            f"classes), so its labels are not NYUD-v2's. {_AGAIN}"
         )
     classes = [_NAMED.index(name) if name in _NAMED else _OTHERPROP for name in names]
     return np.array([255, *classes], np.uint8)

@@ -79,7 +79,7 @@ _FIELDS: Mapping[str, Field] = {
     "normals": FIELDS["normals"],
     "edges": FIELDS["edges"],
 }
-_LOOKED_AT = 48  # images from which the normals' frame is found
+_LOOKED_AT = 32  # images at most from which the normals' frame is found
 
 
 class PascalPack:
@@ -238,7 +238,7 @@ class PascalPack:
         """Find the normals' frame from pictures spread over the training split, damaged ones left out."""
         images = self.splits["train"]
         maps, faults = [], []
-        for image in images[:: max(1, len(images) // _LOOKED_AT)]:
+        for image in images[:: -(-len(images) // _LOOKED_AT)]:
             try:
                 maps.append(vectors_of_bytes(self._picture("normals", image, 3)))
             except DataError as error:  # whoever reads this image meets it again, and may have asked to skip such

@@ -74,7 +74,7 @@ def zoom(
         top: Where the window stands in the room it has, in [0, 1]: 0 at the upper border, 1 at the lower one. Where
             the scaled picture is smaller than the window, it is the picture's place in the window.
         left: The same from the left border to the right one.
-        size: H, W of the window in new pixels; by default the image's. A window that is not scaled stands on whole
+        size: H, W of the window in new pixels; by default the image's. A window that is not scaled is moved to whole
             pixels, so that it is an exact cut.
 
     Returns:
@@ -159,7 +159,7 @@ def resample(
         after = task.on_rotate(before, degrees) if degrees else before
         after = task.on_zoom(after, factor) if factor != 1 else after
         moved[name] = _labelled_only(task, before, task.on_flip(after) if mirror else after)
-    if unscaled:  # whole pixels, so that the picture is moved to the bit
+    if unscaled:  # whole pixels, as for targets: a window that is moved only must not blur the image
         return pixels.of(image, MEAN_COLOUR), moved
     return pixels.framed(_interpolated(image, places), MEAN_COLOUR), moved
 
@@ -220,9 +220,7 @@ def _places(
 
 
 def _along(old: int, new: int, start: float, factor: float) -> Tensor:
-    offset = start * (old - new / factor)
-    offset = round(offset) if factor == 1 else offset
-    return offset + (torch.arange(new, dtype=torch.float32) + 0.5) / factor
+    return start * (old - new / factor) + (torch.arange(new, dtype=torch.float32) + 0.5) / factor
 
 
 class _Pixels(NamedTuple):

@@ -22,6 +22,7 @@ import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import pytest
 
 from medusa_cl.data import download
-from medusa_cl.data.download import NYUD, Alternative, Source, extract, fetch, nyud, nyud_manual, obtain, pascal_manual
+from medusa_cl.data.download import NYUD, PASCAL_MANUAL, Alternative, Source, extract, fetch, nyud, nyud_manual, obtain
 from medusa_cl.errors import DataError, MissingDataError
 
 BODY = bytes(range(256)) * 1200  # 307 200 bytes, and no two places alike within 256
@@ -250,14 +251,11 @@ def test_two_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -> None
         sends()(handler)
 
     wanted = source(server.on("/a", slow))
-    threads = [threading.Thread(target=fetch, args=(wanted, tmp_path)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.1)
-    go_on.set()
-    for thread in threads:
-        thread.join(5)
-    assert (tmp_path / "file.bin").read_bytes() == BODY
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(fetch, wanted, tmp_path) for _ in range(2)]
+        time.sleep(0.1)
+        go_on.set()
+        assert [each.result(5).read_bytes() == BODY for each in both] == [True, True]
     assert len(server.asked) == 1
 
 
@@ -346,6 +344,12 @@ def test_a_file_that_changed_on_the_server_is_not_patched_together(server: Serve
     assert server.asked[1][1]["If-Range"] == '"1"'
 
 
+def test_a_weak_mark_of_the_version_is_not_relied_on(server: Server, tmp_path: Path) -> None:
+    path = fetch(source(server.on("/a", sends(drop=1000, etag='W/"1"'), sends())), tmp_path)
+    assert path.read_bytes() == BODY
+    assert "If-Range" not in server.asked[1][1]  # HTTP allows strong ones alone
+
+
 def test_an_unchecked_part_of_another_address_is_not_gone_on_from(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="broke off"):
         fetch(unchecked(server.on("/a", sends(drop=1000), sends(drop=0))), tmp_path)
@@ -375,6 +379,22 @@ def test_an_unannounced_wrong_size_ends_the_transfer(server: Server, tmp_path: P
     with pytest.raises(DataError, match=r"bytes, but 100 are expected"):
         fetch(source(server.on("/a", sends(length=False)), size=100), tmp_path)
     assert not (tmp_path / "file.bin.part").exists()
+
+
+def test_an_answer_without_end_is_left_at_the_expected_size(server: Server, tmp_path: Path) -> None:
+    hung_up = threading.Event()
+
+    def endless(handler: Handler) -> None:
+        handler.reply(200, {"Content-Type": "application/octet-stream"})
+        try:
+            for _ in range(1000):  # 300 MB
+                handler.wfile.write(BODY)
+        except OSError:
+            hung_up.set()
+
+    with pytest.raises(DataError, match=rf"but {len(BODY)} are expected"):
+        fetch(source(server.on("/a", endless)), tmp_path)
+    assert hung_up.wait(5)
 
 
 def test_an_empty_answer_is_no_file(server: Server, tmp_path: Path) -> None:
@@ -455,14 +475,14 @@ def test_md5s_are_checked_before_a_download_is_thrown_away_for_one() -> None:
 def test_secrets_stay_out_of_messages(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     server.on("/a", says(503), says(404))
-    url = server.root.replace("//", "//user:hush@") + "/a?token=whisper#tale"
+    url = server.root.replace("//", "//user:hu%40sh@") + "/a?token=whisper#tale"
     with pytest.raises(DataError, match=r"http://\*\*\*@127\.0\.0\.1:\d+/a\?\*\*\*: .*404") as caught:
         fetch(source(url), tmp_path)
-    for secret in ("user", "hush", "whisper", "tale"):
+    for secret in ("user", "hu%40sh", "hu@sh", "whisper", "tale"):
         assert secret not in str(caught.value) + caplog.text
     path, headers = server.asked[-1]
     assert path == "/a?token=whisper"
-    assert headers["Authorization"] == "Basic " + base64.b64encode(b"user:hush").decode()
+    assert headers["Authorization"] == "Basic " + base64.b64encode(b"user:hu@sh").decode()
 
 
 def test_a_password_is_not_taken_along_to_another_address(server: Server, tmp_path: Path) -> None:
@@ -485,6 +505,24 @@ def test_too_little_space_is_said_before_anything_is_asked(
     assert server.asked == []
     part(tmp_path, BODY[:1001])  # what is there needs no more room
     assert fetch(wanted, tmp_path).read_bytes() == BODY
+
+
+def test_too_little_space_for_what_the_server_announces(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=len(BODY) - 1))
+    with pytest.raises(DataError, match=rf"Not enough space for .*{len(BODY)} bytes are needed"):
+        fetch(unchecked(server.on("/a", sends())), tmp_path)
+
+
+def test_too_little_space_for_google_drive(
+    drive: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = drive(BODY)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=len(BODY) - 1))
+    with pytest.raises(DataError, match="Not enough space"):
+        fetch(source("gdrive:x1"), tmp_path)
+    assert calls == []
 
 
 def test_a_full_disk_keeps_the_part(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -853,7 +891,7 @@ def test_when_all_fail_each_reason_and_the_manual_steps_are_told(server: Server,
 
 def test_no_way_is_known(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"(?s)PASCAL.*No source is known.*PASCAL_MT/JPEGImages"):
-        obtain("PASCAL-Context", (), tmp_path, pascal_manual(tmp_path))
+        obtain("PASCAL-Context", (), tmp_path, PASCAL_MANUAL)
 
 
 def test_nyud_tries_the_raw_file_then_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -888,7 +926,7 @@ def test_nyud_asks_for_what_is_published() -> None:
 
 
 def test_manual_steps_name_the_folders_that_are_looked_for() -> None:
-    text = pascal_manual("data")
-    assert "data/PASCAL_MT/JPEGImages" in text
-    assert text.endswith("scenario.root=data/PASCAL_MT")
+    assert "DIR/PASCAL_MT/JPEGImages" in PASCAL_MANUAL
+    assert PASCAL_MANUAL.endswith("scenario.root=DIR/PASCAL_MT")
+    assert "data/NYUD_MT/images" in nyud_manual("data")
     assert nyud_manual("data").endswith("scenario.root=data")

@@ -1,4 +1,4 @@
-"""Derived targets against surfaces whose normals and curvatures are known in closed form, and outside implementations."""
+"""Derived targets against surfaces known in closed form, and against outside implementations."""
 
 from __future__ import annotations
 

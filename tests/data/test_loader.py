@@ -7,15 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from medusa_cl import tasks
 from medusa_cl.batch import Features, TaskBatch
 from medusa_cl.data import transforms
+from medusa_cl.data.features import FrozenFeatures
 from medusa_cl.data.hdf5 import HDF5Data
-from medusa_cl.data.loader import IDENTITY, Augmentation, DenseDataset, DenseLoader, View, as_augmentation
+from medusa_cl.data.loader import (
+    IDENTITY,
+    Augmentation,
+    DenseDataset,
+    DenseLoader,
+    View,
+    as_augmentation,
+    padded_image,
+)
+from medusa_cl.errors import ConfigError, DataError
+from medusa_cl.models import Backbone
+from medusa_cl.randomness import stream
 
 TASKS = {task.name: task for task in (tasks.semseg(19), tasks.depth(), tasks.normals())}
+TASKS_OF_VARIOUS = {name: TASKS[name] for name in ("semseg", "depth")}
 KEY = (0, "semseg+depth+normals")
 Batch = list[Any]
 
@@ -25,6 +41,7 @@ class Counted:
 
     content_hash = "counted"
     fields = ("semseg", "depth")
+    image_size = (4, 6)
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -43,6 +60,26 @@ class Counted:
         if not self.has(name)[index]:
             return None
         return torch.full((4, 6), index % 19) if name == "semseg" else torch.full((1, 4, 6), float(index + 1))
+
+
+class Various(Counted):
+    """Image i, 4 + i high and 8 - i wide, is all 51 (.2), its targets all 1; the third has no depth."""
+
+    image_size = (6, 8)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        return 4 + index, 8 - index
+
+    def image(self, index: int) -> Tensor:
+        return torch.full((3, *self.shape(index)), 51, dtype=torch.uint8)
+
+    def target(self, index: int, name: str) -> Tensor | None:
+        if name == "semseg":
+            return torch.ones(self.shape(index), dtype=torch.int64)
+        return torch.ones(1, *self.shape(index)) if index < 2 else None
+
+    def __repr__(self) -> str:
+        return "some/folder (train)"
 
 
 @pytest.fixture
@@ -215,6 +252,29 @@ def test_a_zoomed_view_is_the_transforms_zoom_then_flip(dataset: DenseDataset) -
     assert seen.image.shape == sample.image.shape
 
 
+def test_a_view_is_one_resampling_with_all_it_says(dataset: DenseDataset) -> None:
+    sample = dataset[1]
+    seen = View(flip=True, zoom=0.8, top=0.25, left=0.75, rotation=-15.0, size=(20, 30)).of(sample, TASKS)
+    image, targets = transforms.resample(
+        sample.image, sample.targets, TASKS, degrees=-15.0, factor=0.8, top=0.25, left=0.75, size=(20, 30), mirror=True
+    )
+    assert same(seen.image, image)
+    assert same(seen.targets, targets)
+    assert seen.image.shape == (3, 20, 30)
+
+
+def test_views_are_keys() -> None:
+    views = [
+        View(True, 1.5, 0.1, 0.2, 3.0, (4, 5)),
+        View(True, 1.5, 0.1, 0.2, 3.0, (4, 6)),
+        View(rotation=3.0),
+        IDENTITY,
+    ]
+    kept = {view: i for i, view in enumerate(views)}
+    assert [kept[View(True, 1.5, 0.1, 0.2, 3.0, (4, 5))], kept[View()], len(kept)] == [0, 3, 4]
+    assert View(True, 1.0, 0.0, 0.0) == View(flip=True) != IDENTITY
+
+
 def test_the_identity_view_changes_nothing(dataset: DenseDataset) -> None:
     assert same(IDENTITY.of(dataset[0], TASKS), dataset[0])
 
@@ -232,10 +292,71 @@ def test_augmentation_can_be_switched_off() -> None:
     assert {Augmentation(flip=False).draw(0, index) for index in range(20)} == {IDENTITY}
 
 
+@pytest.mark.parametrize("zooms", [(1.0,), (1.0, 1.2, 1.5)])
+def test_flips_and_zooms_are_drawn_as_ever(zooms: tuple[float, ...]) -> None:
+    # Runs are compared across versions: the first four numbers of a key decide what they always decided.
+    for index in range(50):
+        flip, zoom, top, left = stream("view", *KEY, 7, index).random(4)
+        factor = zooms[int(zoom * len(zooms))]
+        place = (0.0, 0.0) if factor == 1.0 else (top, left)
+        assert Augmentation(zooms=zooms).draw(*KEY, 7, index) == View(bool(flip < 0.5), factor, *place)
+        more = Augmentation(zooms=zooms, rotation=20.0, crop=(448, 576)).draw(*KEY, 7, index)
+        assert (more.flip, more.zoom, more.top, more.left) == (flip < 0.5, factor, top, left)
+
+
+def test_drawn_views_are_pinned_to_the_bit() -> None:
+    plain, everything = Augmentation(zooms=(1.0, 1.5)), Augmentation(scale=(0.5, 2.0), rotation=20.0, crop=(448, 576))
+    assert [plain.draw(0, "tasks", 0, index) for index in range(2)] == [
+        View(False, 1.5, 0.32614752014695136, 0.6651017594108198),
+        View(flip=True),
+    ]
+    assert [everything.draw(0, "tasks", 0, index) for index in range(2)] == [
+        View(False, 1.619308143380772, 0.32614752014695136, 0.6651017594108198, -8.087986994119678, (448, 576)),
+        View(True, 0.9689393469890437, 0.25929595471330136, 0.2901243260144326, 19.627290743990535, (448, 576)),
+    ]
+
+
+def test_scales_angles_and_windows_are_drawn_evenly_and_apart() -> None:
+    augmentation = Augmentation(scale=(0.5, 2.0), rotation=20.0, crop=(448, 576))
+    views = [augmentation.draw(0, "tasks", 0, index) for index in range(600)]
+    drawn = np.array([[(v.zoom - 0.5) / 1.5, v.rotation / 40 + 0.5, v.top, v.left, v.flip] for v in views])
+    assert {view.size for view in views} == {(448, 576)}
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert np.abs(drawn.mean(axis=0) - 0.5).max() < 0.06
+    quarters = [np.histogram(column, bins=4, range=(0, 1))[0] for column in drawn.T[:4]]
+    assert np.min(quarters) > 100  # of 150
+    correlation = np.corrcoef(drawn.T) - np.eye(5)
+    assert np.abs(correlation).max() < 0.15
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0.25, 1), st.floats(1, 4), st.floats(0, 180))
+def test_a_drawn_view_is_in_its_ranges_and_always_the_same(
+    epoch: int, index: int, low: float, high: float, angle: float
+) -> None:
+    augmentation = Augmentation(scale=(low, high), rotation=angle)
+    view = augmentation.draw(*KEY, epoch, index)
+    assert low <= view.zoom <= high
+    assert abs(view.rotation) <= angle
+    assert 0 <= view.top <= 1 and 0 <= view.left <= 1
+    again = Augmentation(scale=(low, high), rotation=angle).draw(*KEY, epoch, index)
+    assert view == again
+    assert hash(view) == hash(again)
+
+
+def test_batches_of_cropped_views_are_the_same_for_any_number_of_workers(make: Callable[..., DenseLoader]) -> None:
+    augmentation = Augmentation(scale=(0.5, 2.0), rotation=20.0, crop=(20, 30))
+    first, second = (list(make(augmentation=augmentation, workers=workers)) for workers in (0, 2))
+    assert same(first, second)
+    assert {x.shape for x, _, _ in first} == {(3, 3, 20, 30)}
+    assert {entry.value.shape[-2:] for _, y, _ in first for entry in y.entries.values()} == {(20, 30)}
+
+
 def test_views_are_listed_where_they_can_be() -> None:
     assert Augmentation().views == (IDENTITY, View(flip=True))
     assert Augmentation(flip=False).views == (IDENTITY,)
-    assert Augmentation(zooms=(1.0, 1.5)).views is None
+    endless: list[dict[str, Any]] = [{"zooms": (1.0, 1.5)}, {"scale": (0.5, 2.0)}, {"rotation": 5.0}, {"crop": (4, 4)}]
+    assert {Augmentation(**options).views for options in endless} == {None}
     drawn = {Augmentation().draw(0, index) for index in range(50)}
     assert drawn == set(Augmentation().views or ())
 
@@ -264,3 +385,100 @@ def test_an_augmentation_is_made_of_its_options() -> None:
     given = Augmentation(flip=False, zooms=(1.5,))
     assert as_augmentation(given) is given
     assert as_augmentation({"flip": False, "zooms": [1, 1.5]}) == Augmentation(flip=False, zooms=(1.0, 1.5))
+    assert as_augmentation({"scale": [0.5, 2], "rotation": 20, "crop": [448, 576]}) == Augmentation(
+        scale=(0.5, 2.0), rotation=20.0, crop=(448, 576)
+    )
+
+
+def test_options_may_be_null_and_come_from_a_configuration() -> None:
+    nulls = dict.fromkeys(("flip", "zooms", "scale", "rotation", "crop"))
+    assert as_augmentation(nulls) == as_augmentation({}) == Augmentation()
+    given = OmegaConf.create({"zooms": [1.0], "scale": [0.75, 1.25], "rotation": 20, "crop": [512, 512]})
+    made = as_augmentation(given)  # type: ignore[arg-type]
+    assert made == Augmentation(scale=(0.75, 1.25), rotation=20.0, crop=(512, 512))
+    assert hash(made) == hash(Augmentation(scale=(0.75, 1.25), rotation=20.0, crop=(512, 512)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rotatoin": 20}, 'scenario.augment "rotatoin".*Did you mean "rotation"'),
+        ({"zoom": [1.0]}, 'Did you mean "zooms"'),
+        ({"flip": "no"}, "scenario.augment.flip as true or false, but got 'no'"),
+        ({"zooms": 1.5}, "zooms as a list"),
+        ({"zooms": "15"}, "zooms as a list"),
+        ({"zooms": []}, "zooms"),
+        ({"zooms": [1.0, 0.0]}, "> 0"),
+        ({"zooms": [float("nan")]}, "> 0"),
+        ({"scale": [0.5]}, r"scale as \[smallest, largest\]"),
+        ({"scale": [2.0, 0.5]}, r"scale as \[smallest, largest\]"),
+        ({"scale": [0.0, 0.5]}, "> 0"),
+        ({"scale": [0.5, float("inf")]}, "> 0"),
+        ({"rotation": -5}, r"rotation in \[0, 180\]"),
+        ({"rotation": float("nan")}, r"rotation in \[0, 180\]"),
+        ({"rotation": [20]}, "rotation as a number"),
+        ({"crop": 448}, r"crop as \[height, width\]"),
+        ({"crop": [448]}, r"crop as \[height, width\]"),
+        ({"crop": [448.5, 576]}, r"crop as \[height, width\]"),
+        ({"crop": [0, 576]}, r"crop as \[height, width\]"),
+        ({"zooms": [1.0, 1.2], "scale": [0.5, 2.0]}, "both.*zooms=null"),
+    ],
+    ids=str,
+)
+def test_options_of_no_use_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        as_augmentation(options)
+
+
+def test_images_of_different_sizes_are_padded_to_the_largest(make: Callable[..., DenseLoader]) -> None:
+    dataset = DenseDataset(Various(3), TASKS_OF_VARIOUS, 0)
+    x, y, _ = next(iter(make(dataset, 3, train=False, augmentation=None, tasks=TASKS_OF_VARIOUS)))
+    assert x.shape == (3, 3, 6, 8)
+    assert y.entries["depth"].rows.tolist() == [0, 1]
+    for index, (height, width) in enumerate([(4, 8), (5, 7), (6, 6)]):
+        there = torch.zeros(6, 8, dtype=torch.bool)
+        there[:height, :width] = True
+        assert torch.equal(y.entries["semseg"].value[index], torch.where(there, 1, 255))
+        if index < 2:
+            assert torch.equal(y.entries["depth"].value[index, 0], there.float())
+        assert torch.equal(x[index][:, there], torch.full((3, height * width), 51.0) / 255)
+        assert (x[index][:, ~there] == torch.tensor(transforms.MEAN_COLOUR)[:, None]).all()
+        assert torch.equal(x[index], padded_image(Various(3), index))
+
+
+def test_a_canvas_may_be_larger_than_any_image() -> None:
+    sample = DenseDataset(Various(3), TASKS_OF_VARIOUS, 0, canvas=(10, 12))[2]
+    assert isinstance(sample.image, Tensor)
+    assert sample.image.shape == (3, 10, 12)
+    assert sample.targets["semseg"].shape == (10, 12)
+    assert padded_image(Various(3), 2, (10, 12)).shape == (3, 10, 12)
+
+
+def test_an_image_larger_than_the_canvas_is_refused() -> None:
+    dataset = DenseDataset(Various(3), TASKS_OF_VARIOUS, 0, canvas=(5, 8))
+    assert len({dataset[i].image.shape for i in (0, 1)}) == 1  # type: ignore[union-attr]
+    for read in (lambda: dataset[2], lambda: padded_image(Various(3), 2, (5, 8))):
+        with pytest.raises(DataError, match=r"Image 2 of some/folder \(train\).*5x8.*6x6.*scenario.image_size"):
+            read()
+
+
+def test_names_alone_mean_no_padding() -> None:
+    dataset = DenseDataset(Various(3), ["semseg", "depth"], 0)
+    assert [dataset[i].image.shape for i in range(3)] == [(3, 4, 8), (3, 5, 7), (3, 6, 6)]  # type: ignore[union-attr]
+
+
+def test_padding_changes_nothing_where_sizes_agree(fake_splits: dict[str, HDF5Data], dataset: DenseDataset) -> None:
+    padded = DenseDataset(fake_splits["train"], TASKS, label=3)
+    assert len(padded) == len(dataset) == 8
+    assert all(same(tuple(padded[i]), tuple(dataset[i])) for i in range(8))
+
+
+def test_kept_features_are_of_the_padded_image() -> None:
+    backbone = Backbone.create("test_efficientnet", pretrained=False)
+    backbone.freeze()
+    view = View(flip=True)
+    kept = FrozenFeatures(backbone, Various(3), (IDENTITY, view), batch_size=3, forward=lambda images: (images,))
+    dataset = DenseDataset(Various(3), TASKS_OF_VARIOUS, 0)
+    for index in range(3):
+        assert same(kept.get(index, IDENTITY)[0], dataset[index].image)
+        assert same(kept.get(index, view)[0], view.of(dataset[index], TASKS).image)

@@ -273,8 +273,8 @@ def test_one_damaged_picture_of_normals_does_not_hide_the_frame(tmp_path: Path) 
     assert pack.attrs["source_frame"] == "rub"
     with pytest.raises(DataError, match=str(path)):
         pack.target(own.train[0], "normals")
-    for path in path.parent.iterdir():
-        path.write_bytes(b"")
+    for other in path.parent.iterdir():
+        other.write_bytes(b"")
     with pytest.raises(DataError, match=r"2008_00000\d\.png cannot be read"):
         PascalPack(own.root)
 
@@ -290,7 +290,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("target", FILES)
-@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
 def test_truncated_files_are_named(own: Written, target: str, share: float) -> None:
     image = own.train[1]
     pack, path = PascalPack(own.root), own.root / FILES[target].format(image)
