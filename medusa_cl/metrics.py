@@ -306,7 +306,8 @@ class EdgeMetric(_PooledMetric):
     has no edge; precision is if nothing is predicted at any threshold (F and recall are 0 then).
 
     Args:
-        tolerance: Fraction of the image's diagonal.
+        tolerance: Fraction of the diagonal of the image, without what is ignored all along its bottom and its right
+            (padding).
     """
 
     higher_is_better = True
@@ -334,10 +335,10 @@ class EdgeMetric(_PooledMetric):
             ValueError: If the shapes differ.
         """
         _check_shapes(prediction, target)
-        radius = max(1.0, self.tolerance * math.hypot(*target.shape[-2:]))
         valid = valid_map(target)
         maps = (prediction.detach().float(), target > 0.5, valid)
         for probability, edge, known in zip(*(m.squeeze(1).cpu().numpy() for m in maps), strict=True):
+            radius = max(1.0, self.tolerance * _diagonal(known))
             counts = match_edges(probability, edge, known, radius, self.THRESHOLDS)
             for name, values in zip(("predicted", "correct", "found", "edges"), counts, strict=True):
                 state = getattr(self, name)
@@ -422,6 +423,11 @@ def _highest_within(crest: FloatMap, line: BoolMap, radius: float) -> FloatMap:
     disc = padded[(y + reach)[:, None] + dy[inside], (x + reach)[:, None] + dx[inside]]
     highest: FloatMap = disc.max(axis=1)
     return highest
+
+
+def _diagonal(known: BoolMap) -> float:
+    places = np.argwhere(known)
+    return math.hypot(*(places.max(axis=0) + 1)) if len(places) else 0.0
 
 
 def _passed(values: FloatMap, thresholds: FloatMap) -> Counts:

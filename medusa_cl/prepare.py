@@ -23,7 +23,8 @@ from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
 
 if TYPE_CHECKING:
     from medusa_cl.data.hdf5 import Array, HDF5Data, HDF5Writer
-    from medusa_cl.data.pack import Pack, StoredData
+    from medusa_cl.data.pack import Pack
+    from medusa_cl.data.split import StoredData
 
 CHUNK = 8
 OPTIONS = ("source", "path", "out", "derive", "normals_frame", "on_bad_sample", "workers")

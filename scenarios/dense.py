@@ -10,7 +10,8 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from medusa_cl.batch import collate
-from medusa_cl.data.loader import Augmentation, DenseData, DenseDataset
+from medusa_cl.data.loader import Augmentation, DenseDataset
+from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, TaskError, unknown
 from medusa_cl.randomness import permutation
 from medusa_cl.tasks import DenseTask

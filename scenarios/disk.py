@@ -12,9 +12,10 @@ from typing import TypedDict, Unpack
 from medusa_cl.data.derived import DERIVATIONS, Derived
 from medusa_cl.data.hdf5 import HDF5Data, groups
 from medusa_cl.data.loader import Augmentation, as_augmentation
-from medusa_cl.data.pack import Pack, PackData, StoredData, Subset, require_labels, usable
+from medusa_cl.data.pack import Pack, PackData, Subset, require_labels, usable
 from medusa_cl.data.rooms import cache_dir
-from medusa_cl.data.sources import HDF5, open_pack
+from medusa_cl.data.sources import HDF5, open_pack, sniff
+from medusa_cl.data.split import StoredData
 from medusa_cl.errors import ConfigError, DataError, MissingDataError, unknown
 from medusa_cl.randomness import permutation
 from medusa_cl.scenarios.dense import DenseScenario, arrange, check_stream, dense_scenario
@@ -33,14 +34,16 @@ class Place:
     Attributes:
         title: Its name, for people.
         file: The name of the file that `prepare` makes of it.
-        signs: What lies in the folder that holds it.
+        folders: The names of its packs' folders.
+        inside: What lies in such a folder, whatever it is called.
         sizes: How many images the protocol has in each split.
         manual: How to get it.
     """
 
     title: str
     file: str
-    signs: tuple[str, ...]
+    folders: tuple[str, ...]
+    inside: tuple[str, ...]
     sizes: Mapping[str, int]
     manual: str
 
@@ -53,23 +56,27 @@ class Place:
         Raises:
             MissingDataError: It is in none of these places; the message lists them, and how to get it.
         """
-        if root is not None and Path(root).expanduser().exists():
-            path = Path(root).expanduser()
-            return path / self.file if (path / self.file).is_file() else path
         places = [root] if root is not None else [os.environ.get("MEDUSA_CL_DATA"), "data", cache_dir()]
         looked = [Path(place).expanduser() for place in places if place]
         for path in looked:
-            if path.is_file():
-                return path
-            if (path / self.file).is_file():
-                return path / self.file
-            if any((path / sign).exists() for sign in self.signs):
-                return path
+            if found := self._at(path):
+                return found
+        if root is not None and looked[0].is_dir() and any(looked[0].iterdir()):
+            return looked[0]  # something else: the reader says what
         raise MissingDataError(
-            f"{self.title} was not found. Looked for {', '.join((self.file, *self.signs))} in: "
+            f"{self.title} was not found. Looked for {', '.join((self.file, *self.folders, *self.inside))} in: "
             f"{', '.join(map(str, looked))}. Set scenario.root=DIR or $MEDUSA_CL_DATA. {self.manual} "
             "Nothing to download is needed for scenario=rooms_incremental."
         )
+
+    def _at(self, path: Path) -> Path | None:
+        if path.is_file():
+            return path
+        if (path / self.file).is_file():
+            return path / self.file
+        if any((path / name).exists() for name in self.inside):
+            return path
+        return next((path / name for name in self.folders if (path / name).is_dir()), None)
 
 
 class DiskOptions(TypedDict, total=False):
@@ -272,12 +279,11 @@ def open_data(path: Path, family: str, normals_frame: str = "auto") -> Path | Pa
     """Return the reader of a pack, or the path of a prepared file, after a look at whether it is of the family meant.
 
     Raises:
-        DataError: The file was prepared of other data.
+        DataError: It is other data.
     """
-    if path.suffix not in HDF5:
-        return open_pack(path, normals_frame=normals_frame)
-    source = str(HDF5Data(path, next(iter(groups(path)))).attrs.get("source", ""))
-    theirs = source.split("/")[0].split("_")[0]
+    prepared = path.suffix in HDF5
+    source = str(HDF5Data(path, next(iter(groups(path)))).attrs.get("source", "")) if prepared else sniff(path)
+    theirs = source.replace("/", "_").split("_")[0]  # nyud/survey and nyud_mt are both nyud
     if theirs in SCENARIO_OF and theirs != family:
-        raise DataError(f"{path} was prepared of {source}: use scenario={SCENARIO_OF[theirs]}.")
-    return path
+        raise DataError(f"{path} holds {source} data: use scenario={SCENARIO_OF[theirs]} for it.")
+    return path if prepared else open_pack(path, source, normals_frame)

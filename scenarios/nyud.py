@@ -15,7 +15,8 @@ from medusa_cl.scenarios.disk import DiskOptions, Place, disk_scenario, open_dat
 NYUD = Place(
     title="NYUD-v2",
     file="NYUD_MT.h5",
-    signs=("NYUD_MT", "NYUDv2", RAW_MAT, "gt_sets"),
+    folders=("NYUD_MT", "NYUDv2"),
+    inside=("gt_sets", RAW_MAT),
     sizes={"train": 795, "test": 654},
     manual="scenario.download=true tries to fetch it.",
 )

@@ -13,7 +13,8 @@ from medusa_cl.scenarios.disk import DiskOptions, Place, disk_scenario, open_dat
 PASCAL = Place(
     title="PASCAL-Context",
     file="PASCAL_MT.h5",
-    signs=("PASCAL_MT", "JPEGImages"),
+    folders=("PASCAL_MT",),
+    inside=("JPEGImages",),
     sizes={"train": 4998, "test": 5105},
     manual="",
 )

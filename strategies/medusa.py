@@ -15,7 +15,8 @@ from avalanche.core import SupervisedPlugin
 
 from medusa_cl.batch import Features
 from medusa_cl.data.features import FrozenFeatures
-from medusa_cl.data.loader import IDENTITY, DenseData, View, unit_image
+from medusa_cl.data.loader import IDENTITY, View, padded_image
+from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.strategies.template import (
@@ -141,7 +142,7 @@ class MedusaPlugin(SupervisedPlugin):
     def _fits(self, model: DenseModule, source: DenseData, views: int) -> bool:
         """Whether features of all images in so many views take less than the limit; measured on one image."""
         if source.content_hash not in self._needed:
-            self._needed[source.content_hash] = _bytes_an_image(model, unit_image(source, 0)) * len(source)
+            self._needed[source.content_hash] = _bytes_an_image(model, padded_image(source, 0)) * len(source)
         needed = self._needed[source.content_hash] * views
         if needed > MEMORY_LIMIT and not self._warned_of_size:
             self._warned_of_size = True
@@ -160,8 +161,9 @@ class MedusaPlugin(SupervisedPlugin):
         if views is None:
             if train and self.cache_features == "memory":
                 raise ConfigError(
-                    "strategy.cache_features=memory needs views that can be listed, but scenario.augment.zooms draws "
-                    "windows at random. Set scenario.augment.zooms=[1.0] or strategy.cache_features=auto."
+                    "strategy.cache_features=memory needs views that can be listed, but scenario.augment draws from "
+                    "endless ones. Leave only flip there (zooms: [1.0], scale: null, rotation: 0, crop: null), or set "
+                    "strategy.cache_features=auto."
                 )
             return None
         source = experience.source

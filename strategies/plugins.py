@@ -11,7 +11,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from medusa_cl.data.loader import DenseData, DenseDataset, DenseLoader
+from medusa_cl.data.loader import DenseDataset, DenseLoader
+from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.strategies.template import planned_steps
 

@@ -273,6 +273,12 @@ def test_depth_by_loop_and_by_torchmetrics(seed: int) -> None:
     assert result["delta1"] == pytest.approx(100 * within, rel=1e-9)
 
 
+def test_padding_changes_no_edge_score() -> None:
+    prediction, target, _ = case("edges", images=2, ignored=0)
+    padded = [torch.nn.functional.pad(t, (0, 40, 0, 60), value=v) for t, v in ((prediction, 0.5), (target, 255))]
+    assert value("edges", (prediction, target)) == value("edges", (padded[0], padded[1]))
+
+
 def test_depth_of_zero_or_below_is_a_miss() -> None:
     result = value("depth", (torch.tensor([[[[0.0, -2.0, 2.0]]]]), torch.full((1, 1, 1, 3), 2.0)))
     assert result["delta1"] == pytest.approx(100 / 3) and math.isfinite(result["rmse"])

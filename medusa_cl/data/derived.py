@@ -16,7 +16,7 @@ from medusa_cl.errors import DataError, unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medusa_cl.data.pack import StoredData
+    from medusa_cl.data.split import StoredData
 
 Intrinsics = tuple[float, float, float, float]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from medusa_cl.batch import Sample
-from medusa_cl.data.loader import IDENTITY, DenseData, View, padded_image
+from medusa_cl.data.loader import IDENTITY, View, padded_image
+from medusa_cl.data.split import DenseData
 from medusa_cl.errors import TrainingError
 from medusa_cl.models.backbone import Backbone
 

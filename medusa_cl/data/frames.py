@@ -46,8 +46,8 @@ class Frame:
         """Refuse names that are none."""
         if self.name not in FRAMES:
             raise ConfigError(
-                f"{unknown('frame of normals', self.name, FRAMES)} A frame says where x, y and z point: one letter each "
-                "of r/l (right, left), d/u (down, up), f/b (forward, back), for instance rdf or rub."
+                f"{unknown('frame of normals', self.name, FRAMES)} A frame says where x, y and z point, one letter "
+                "each of r/l (right, left), d/u (down, up), f/b (forward, back), for instance rdf or rub."
             )
 
     @classmethod
@@ -111,6 +111,7 @@ def _without(vectors: Array, low: float, high: float) -> Array:
 # By depth ----------------------------------------------------------------------------------------------------------
 
 _WIDTH = 160  # of the grid on which frames are looked for: more pixels change nothing but the time
+_WINDOW = 5  # on that grid; at 640 pixels, planes are so fitted to squares of 20
 _AGREEMENT = 0.4  # cosine of an axis of the normals with that of the geometry, and the lead over the next best frame
 _VARIETY = 0.01  # mean square of a component, below which the images show nothing along that axis
 
@@ -147,8 +148,8 @@ def _beside(normals: Array, depth: Array, intrinsics: Sequence[float]) -> tuple[
     from medusa_cl.data.geometry import normals_from_depth
 
     step = max(1, depth.shape[1] // _WIDTH)
-    camera = tuple(value / step for value in intrinsics)  # of pixel centres at whole numbers
-    fitted = normals_from_depth(np.ascontiguousarray(depth[::step, ::step], np.float32), camera).reshape(-1, 3)
+    fx, fy, cx, cy = (value / step for value in intrinsics)  # pixel centres have whole coordinates
+    fitted = normals_from_depth(depth[::step, ::step], (fx, fy, cx, cy), _WINDOW).reshape(-1, 3)
     stored = normals[::step, ::step].reshape(-1, 3).astype(np.float64)
     both = fitted.any(axis=1) & stored.any(axis=1)
     stored = stored[both] / np.linalg.norm(stored[both], axis=1, keepdims=True)
@@ -239,4 +240,5 @@ def _view_rays(height: int, width: int) -> Array:
     y, x = np.mgrid[:height, :width].astype(np.float32)
     focal = _FOCAL * width
     rays = np.stack([(x + 0.5 - width / 2) / focal, (y + 0.5 - height / 2) / focal, np.ones_like(x)], axis=-1)
-    return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+    unit: Array = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+    return unit

@@ -57,7 +57,7 @@ def normals_from_depth(depth: Array, intrinsics: Intrinsics, window: int = 9) ->
     inverse = np.divide(1, depth, out=np.zeros_like(depth), where=depth > 0)
     (value,), (right,), (down,), known = _fit_slopes(inverse[None], depth, window)
     a, b = right * np.float32(fx), down * np.float32(fy)
-    return _unit(np.stack([-a, -b, a * x + b * y - value], axis=-1), known & (value > 0))
+    return _unit(np.stack([-a, -b, a * x + b * y - value], axis=-1), known)  # times the ray: -value, to the camera
 
 
 def curvature_from_depth(depth: Array, intrinsics: Intrinsics, window: int = 19) -> Floats:

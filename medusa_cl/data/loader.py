@@ -20,39 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from medusa_cl.batch import Sample, collate
 from medusa_cl.data import transforms
-from medusa_cl.errors import ConfigError, DataError, unknown
+from medusa_cl.data.split import DenseData
+from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
 from medusa_cl.randomness import generator, permutation, stream
 
 if TYPE_CHECKING:
     from medusa_cl.tasks import DenseTask
-
-
-class DenseData(Protocol):
-    """A split of images and targets, whatever it is stored in.
-
-    Attributes:
-        content_hash: A hash of all that the split holds.
-        fields: Names of the targets it offers.
-        image_size: H, W that the largest images have; smaller ones are padded to it when batches are made.
-    """
-
-    content_hash: str
-    fields: tuple[str, ...]
-    image_size: tuple[int, int]
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Tensor:
-        """Return image `index`: 3 H W float32 in [0, 1] (or uint8, which is scaled)."""
-        ...
-
-    def target(self, index: int, name: str) -> Tensor | None:
-        """Return its target of a task, in the task's form; None where the image has no such label."""
-        ...
-
-    def has(self, name: str) -> Any:
-        """Return which images have a label of a task: boolean, N."""
-        ...
 
 
 def unit_image(source: DenseData, index: int) -> Tensor:
@@ -394,11 +367,21 @@ class DenseLoader:
         # A generator of its own: the default one would draw the workers' base seed from the global state.
         seed = generator("workers", *self.key, self.epoch)
         self.epoch += 1
-        for batch in DataLoader(
-            self._views, batch_sampler=batches, collate_fn=collate, generator=seed, **self._options
-        ):
+        loader = DataLoader(self._views, batch_sampler=batches, collate_fn=collate, generator=seed, **self._options)
+        loading = iter(loader)
+        while (batch := _next(loading)) is not None:
             self.step += 1
             yield batch
+
+
+def _next(loading: Iterator[list[Any]]) -> list[Any] | None:
+    try:
+        return next(loading, None)
+    except MedusaError as error:
+        text = str(error)  # of a worker, torch puts the whole traceback before what was said
+        if not text.startswith("Caught "):
+            raise
+        raise type(error)(text.rpartition(f"errors.{type(error).__name__}: ")[2].strip()) from None
 
 
 def _drawn(augmentation: Augmentation, key: tuple[int | str, ...], index: int, epoch: int) -> View:

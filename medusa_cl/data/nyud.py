@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from medusa_cl.errors import DataError, MissingDataError
 CLASSES = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
     "picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor_mat",
-    "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel", "shower_curtain", "box", "whiteboard",
-    "person", "night_stand", "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+    "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel", "shower_curtain", "box",
+    "whiteboard", "person", "night_stand", "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure",
+    "otherfurniture", "otherprop",
 )  # fmt: skip
 """The 40 classes, in the order of their ids."""
 
@@ -39,7 +40,7 @@ ROOTS = ("NYUD_MT", "NYUDv2")
 FOLDERS = {"image": "images", "semseg": "segmentation", "depth": "depth", "normals": "normals", "edges": "edge"}
 """Where a target stands below the root."""
 
-_BY_DEPTH, _BY_VIEW = 8, 48  # images read to find the normals' axes
+_BY_DEPTH, _BY_VIEW = 8, 32  # images read to find the normals' axes
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ def _is_root(path: Path) -> bool:
 def _nothing_at(path: Path) -> DataError:
     expected = f"Expected a pack of NYUD-v2 (a folder with {_TREE}), or a folder that holds it as {' or '.join(ROOTS)}."
     if any((path / name).is_dir() for name in ("JPEGImages", "ImageSets", "PASCAL_MT")):
-        return DataError(f"{path} holds PASCAL-Context, not NYUD-v2. Use scenario=pascal_incremental for it. {expected}")
+        return DataError(
+            f"{path} holds PASCAL-Context, not NYUD-v2. Use scenario=pascal_incremental for it. {expected}"
+        )
     if path.is_file():
         return DataError(f"{path} is a file. {expected} Unpack it, and set scenario.root to the folder.")
     if not path.exists():
@@ -142,15 +145,18 @@ class NYUDPack:
     Args:
         root: The folder that holds images/ and gt_sets/.
         normals_frame: Where the components of the stored normals point, as `frames.Frame` names it; "auto" finds out
-            from some images when it is first asked for, by the depth or, without one, by what can be seen.
+            from a few images, by the depth or, without one, by what can be seen.
 
     Attributes:
         format: Which of `FORMATS` it is.
         suffixes: The extension of the files in each folder that is there.
+        frame: That of the stored normals, where there are any.
+        attrs: "source", "intrinsics" where known, and of normals "source_frame" and "frame_detected".
 
     Raises:
         MissingDataError: The root is missing or empty.
-        DataError: The files are not those of one of the three packs, or files that the splits list are missing.
+        DataError: The files are not those of one of the three packs, files that the splits list are missing, or the
+            frame is to be detected and cannot.
         ConfigError: There is no such frame.
     """
 
@@ -158,7 +164,7 @@ class NYUDPack:
         self.root = Path(root).expanduser()
         if not _is_root(self.root):
             raise _nothing_at(self.root)
-        self._given = None if normals_frame == "auto" else Frame.parse(normals_frame)
+        given = None if normals_frame == "auto" else Frame.parse(normals_frame)
         self.splits = _splits(self.root)
         self.suffixes = _suffixes(self.root, self.splits)
         self.format = _format_of(self.root, self.suffixes)
@@ -169,32 +175,18 @@ class NYUDPack:
         if "semseg" in self.fields:
             limit = len(CLASSES) - 1
             self.fields["semseg"] = dataclasses.replace(FIELDS["semseg"], limit=limit, classes=CLASSES)
+        self.attrs: dict[str, Any] = {"source": f"nyud/{self.format.key}", **self._camera()}
+        if "normals" in self.fields:
+            self.frame = given or self._detect()
+            self.attrs |= {"source_frame": self.frame.name, "frame_detected": given is None}
 
     def __repr__(self) -> str:
         return f"{self.name} at {self.root}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Decide the frame before copies of the reader go to other processes."""
-        if "normals" in self.fields:
-            self._found_frame()
-        return self.__dict__.copy()
+    def _camera(self) -> dict[str, Any]:
+        camera = intrinsics_of(self._first_size())
+        return {} if camera is None else {"intrinsics": [round(value, 4) for value in camera]}
 
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What is known of the pack: "source", "intrinsics", and of normals "source_frame" and "frame_detected".
-
-        "source_frame" is None where the axes could not be detected: only who reads normals is stopped by that.
-        """
-        facts: dict[str, Any] = {"source": f"nyud/{self.format.key}"}
-        camera = intrinsics_of(self._first_size)
-        if camera is not None:
-            facts["intrinsics"] = [round(value, 4) for value in camera]
-        if "normals" in self.fields:
-            frame = self._found_frame()
-            facts |= {"source_frame": frame.name if frame else None, "frame_detected": self._given is None}
-        return facts
-
-    @cached_property
     def _first_size(self) -> tuple[int, int]:
         for image in (*self.splits["train"], *self.splits["test"]):
             try:
@@ -227,8 +219,7 @@ class NYUDPack:
             zero ignored. edges: H W uint8 in {0, 1}, 255 ignored.
 
         Raises:
-            DataError: The file is damaged, not of the image's size, or holds what it cannot; or the axes of the normals
-                cannot be told.
+            DataError: The file is damaged, not of the image's size, or holds what it cannot.
         """
         if target not in self.fields:
             return None
@@ -244,14 +235,13 @@ class NYUDPack:
         folder = FOLDERS[target]
         return self.root / folder / f"{image}{self.suffixes[folder]}"
 
-    @property
-    def frame(self) -> Frame:
-        """The frame of the stored normals.
-
-        Raises:
-            DataError: It was not given and cannot be detected.
-        """
-        frame = self._found_frame()
+    def _detect(self) -> Frame:
+        if "depth" in self.fields:
+            height, width = self._first_size()
+            camera = intrinsics_of((height, width)) or (0.8 * width, 0.8 * width, width / 2, height / 2)
+            frame = detect_by_depth(((n, d) for n, d in self._samples(_BY_DEPTH, "normals", "depth")), camera)
+        else:
+            frame = detect_by_view(normals for (normals,) in self._samples(_BY_VIEW, "normals"))
         if frame is None:
             raise DataError(
                 f"{self.root / FOLDERS['normals']}: the axes of its normals cannot be told from the images. Say where "
@@ -260,27 +250,20 @@ class NYUDPack:
             )
         return frame
 
-    def _found_frame(self) -> Frame | None:
-        return self._given or self._detected_frame
-
-    @cached_property
-    def _detected_frame(self) -> Frame | None:
-        if "depth" not in self.fields:
-            return detect_by_view(normals[0] for normals in self._samples(_BY_VIEW, "normals"))
-        height, width = self._first_size
-        guess = (0.8 * width, 0.8 * width, width / 2, height / 2)
-        camera = intrinsics_of((height, width)) or guess
-        return detect_by_depth(((n, d) for n, d in self._samples(_BY_DEPTH, "normals", "depth")), camera)
-
     def _samples(self, count: int, *targets: str) -> Iterator[tuple[Array, ...]]:
-        """Yield targets of training images that lie far apart, damaged ones left out."""
-        images = self.splits["train"]
+        """Yield targets of training images that lie far apart; damaged ones are left out if not all are."""
+        images, damage, whole = self.splits["train"], None, 0
         chosen = [images[i * len(images) // count] for i in range(count)] if len(images) > count else images
         for image in chosen:
             try:
-                yield tuple(self._values(image, target) for target in targets)
-            except DataError:  # who reads that image will hear of it
-                continue
+                values = tuple(self._values(image, target) for target in targets)
+            except DataError as error:  # who reads that image will hear of it
+                damage = error
+            else:
+                whole += 1
+                yield values
+        if damage is not None and not whole:
+            raise damage
 
 
 # Which pack it is --------------------------------------------------------------------------------------------------

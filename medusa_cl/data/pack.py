@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medusa_cl.data.hdf5 import FIELDS, Array, Field, as_tensor, encode
-from medusa_cl.data.loader import DenseData
+from medusa_cl.data.split import StoredData
 from medusa_cl.errors import DataError, unknown
 
 if TYPE_CHECKING:
@@ -57,25 +57,6 @@ class Pack(Protocol):
 
     def files(self, image: str, target: str) -> tuple[Path, ...]:
         """Return the files from which a target (or "image") is read."""
-        ...
-
-
-class StoredData(DenseData, Protocol):
-    """A split that also gives out its fields as our format stores them: `HDF5Data`, `PackData` and what wraps them."""
-
-    ids: tuple[str, ...] | None
-    attrs: dict[str, Any]
-
-    def field(self, name: str) -> Field:
-        """Return how a target (or `image`) is stored."""
-        ...
-
-    def stored(self, index: int, name: str) -> Array | None:
-        """Return a field of an image as it is stored, H W or H W C; None where the image has none."""
-        ...
-
-    def check(self, index: int) -> None:
-        """Read all of an image; raise a DataError that names the file where something is wrong with it."""
         ...
 
 
@@ -179,7 +160,8 @@ class PackData:
             self.stored(index, name)
 
     def _fingerprint(self) -> str:
-        sha = hashlib.sha256(json.dumps([self.split, self.pack.attrs], sort_keys=True, default=str).encode())
+        facts = json.dumps([self.split, self._images, self.pack.attrs], sort_keys=True, default=str)
+        sha = hashlib.sha256(facts.encode())
         files = list(self._files())
         for path in files:
             sha.update(f"{_below(path, self.pack.root)} {path.stat().st_size}\n".encode())

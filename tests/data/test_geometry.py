@@ -112,13 +112,22 @@ def test_normals_are_zero_without_depth_and_where_too_few_neighbours_have_some()
     depth[12, 20], depth[13, 20] = -1, np.inf
     depth[30:, 40:] = 0
     depth[35, 50] = 2.0  # alone
-    depth[38:, 56:] = 2.0  # eight pixels
+    depth[37:, 57:] = 2.0
+    depth[39, 59] = 0  # leaves a patch of eight
     depth[33:35, 40:] = 0
     depth[:, :2] = 3.0  # a strip of two columns on another surface
     known = (normals_from_depth(depth, CAMERA) != 0).any(axis=-1)
     assert not known[10:14, 20].any() and known[14, 20] and known[10, 21]
     assert not known[30:, 40:].any()
     assert not known[:, :2].any() and known[:, 2:40].sum() == 40 * 38 - 4
+
+
+def test_eight_scattered_pixels_are_too_few_and_nine_are_enough() -> None:
+    depth = np.zeros((9, 9))
+    depth[::4, ::4] = 2.0
+    assert normals_from_depth(depth, CAMERA)[4, 4] == pytest.approx([0, 0, -1], abs=1e-6)
+    depth[8, 8] = 0
+    assert not normals_from_depth(depth, CAMERA).any()
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (24, 9), (49, 30)])
@@ -187,6 +196,13 @@ def test_curvature_is_unknown_without_normals() -> None:
     assert (np.abs(curvature[depth > 0]) <= 10).all()
 
 
+def test_curvature_needs_neighbours_to_all_sides() -> None:
+    depth = np.zeros((60, 60))
+    depth[:, 10:15] = depth[:, 30:39] = 2.0
+    unknown = np.all(curvature_from_depth(depth, CAMERA) == 255, axis=-1)
+    assert unknown[:, :30].all() and not unknown[:, 30:39].any()
+
+
 # Key points
 
 
@@ -248,7 +264,7 @@ def test_edges_lie_on_the_boundaries_that_scikit_image_finds() -> None:
 def test_laplacian_edges_are_those_of_scipy(dtype: type) -> None:
     largest = min(459, np.iinfo(dtype).max)  # differences would wrap around in the type itself
     labels = np.random.default_rng(1).integers(0, largest, (5, 7), endpoint=True).repeat(8, axis=0).repeat(9, axis=1)
-    labels[3:6, 3:6] = labels[0, 0] + 1
+    labels[:, :2] = np.random.default_rng(2).integers(0, 3, (40, 2))  # what lies outside the border matters
     laplacian = ndimage.laplace(labels.astype(np.float64), mode="mirror")
     edge = edges_from_laplacian(labels.astype(dtype))
     assert edge.dtype == bool and 0 < edge.sum() < (laplacian != 0).sum()

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from medusa_cl import tasks
-from medusa_cl.batch import Features, TaskBatch
+from medusa_cl.batch import Features, Sample, TaskBatch
 from medusa_cl.data import transforms
 from medusa_cl.data.features import FrozenFeatures
 from medusa_cl.data.hdf5 import HDF5Data
@@ -143,6 +144,24 @@ def test_workers_leave_the_global_random_states_alone(make: Callable[..., DenseL
     before = global_states()
     list(make(workers=1))
     assert before == global_states()
+
+
+class Damaged(Dataset[Sample]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, position: int) -> Sample:
+        try:
+            raise OSError("cut short")
+        except OSError as error:
+            raise DataError(f"/somewhere/{position}.png cannot be read") from error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_an_image_is_said_alike_by_workers(workers: int) -> None:
+    with pytest.raises(DataError) as error:
+        list(DenseLoader(Damaged(), 2, tasks={}, workers=workers))
+    assert str(error.value) == "/somewhere/0.png cannot be read"
 
 
 def test_order_and_views_depend_on_seed_tasks_and_epoch(make: Callable[..., DenseLoader]) -> None:

@@ -159,7 +159,7 @@ def test_derived_targets_are_made_of_what_is_stored(pack: Plain) -> None:
     assert data.has("curvature").tolist() == [True, True, False] and data.has("keypoints2d").all()
     assert data.target(0, "curvature").shape == (2, 6, 8)  # type: ignore[union-attr]
     points = data.target(2, "keypoints2d")
-    assert points is not None and points.shape == (1, 6, 7) and 0 <= points.min() and points.max() <= 1
+    assert points is not None and points.shape == (1, 6, 7) and points.min() >= 0 and points.max() <= 1
     assert data.attrs["derived"] == {name: DERIVATIONS[name].how for name in ("curvature", "keypoints2d")}
     assert torch.equal(data.target(1, "depth"), data.source.target(1, "depth"))  # type: ignore[arg-type]
 

@@ -13,7 +13,8 @@ from fake_data import fake_dense_hdf5
 from medusa_cl import tasks
 from medusa_cl.batch import collate
 from medusa_cl.data.hdf5 import HDF5Data, HDF5Writer
-from medusa_cl.data.loader import Augmentation, DenseData
+from medusa_cl.data.loader import Augmentation
+from medusa_cl.data.split import DenseData
 from medusa_cl.errors import DataError, TaskError
 from medusa_cl.scenarios.dense import DenseExperience, DenseScenario, dense_scenario
 
