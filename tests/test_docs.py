@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,11 +12,18 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from fake_data import fake_dense_hdf5
+from fake_folder import write_folder
+from fake_nyud import write_nyud_pack
+from fake_pascal import write_pascal
 from medusa_cl.configs.check import check_overrides
+from medusa_cl.prepare import main as prepare
 from medusa_cl.run import run
+from medusa_cl.scenarios.folder import folder_incremental
 
 ROOT = Path(__file__).parents[1]
-README, CONTRIBUTING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+README, CONTRIBUTING, DATA = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/data.md")
+)
 COMMANDS = re.findall(r"^python -m medusa_cl\.run(.*)$", README, re.MULTILINE)
 
 
@@ -110,10 +118,45 @@ def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: p
     single = [a.split(",")[0] if "[" not in a else a for a in arguments]
     if "base=last" in single:
         learnt(*TINY_ROOMS)
-    if "scenario=nyud_incremental" in single:
-        fake_dense_hdf5(tmp_path / "NYUD_MT.h5", {"train": 4, "test": 2}, classes=40)
-    summary = learnt(*single, *(TINY if "scenario=nyud_incremental" in single else TINY_ROOMS))
+    on_disk = [a for a in single if re.match(r"scenario=(nyud|pascal|folder)|experiment=(nyud|pascal)", a)]
+    if on_disk:
+        write_nyud_pack(tmp_path / "data/NYUD_MT", "survey")
+        write_pascal(tmp_path / "data")
+        write_folder(tmp_path / "my_images")
+    summary = learnt(*single, *(TINY if on_disk else TINY_ROOMS))
     assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
+
+
+def typed(text: str) -> list[list[str]]:
+    lines = re.findall(r"^python -m medusa_cl\.prepare(.*)$", text, re.MULTILINE)
+    return [line.split("#")[0].split() for line in lines]
+
+
+def test_prepare_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_nyud_pack(tmp_path / "data/NYUD_MT", "survey")
+    commands = [*typed(README), *typed(DATA)]
+    assert len(commands) >= 4
+    for arguments in commands:
+        if "derive" in str(arguments):
+            (tmp_path / "data/NYUD_MT.h5").unlink()
+        prepare(arguments)
+        assert "sha256" in capsys.readouterr().out
+
+
+def test_the_folder_of_the_page_about_data(tmp_path: Path) -> None:
+    (described,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    write_folder(tmp_path, tasks_yaml=described, splits=False)
+    shutil.rmtree(tmp_path / "edges")  # which the page does not describe
+    scenario = folder_incremental(root=str(tmp_path))
+    assert scenario.groups == [("semseg",), ("depth",), ("normals",), ("temperature",)]
+
+
+def test_keys_that_the_page_about_data_names_are_known() -> None:
+    keys = [key for key in re.findall(r"`((?:scenario|trainer|experiment)[\w.=]*)", DATA) if "=" in key]
+    assert len(keys) > 8
+    for key in keys:
+        check_overrides([f"{key}x" if key.endswith("=") else key])
 
 
 def test_the_readme_names_commands() -> None:

@@ -112,7 +112,7 @@ def _without(vectors: Array, low: float, high: float) -> Array:
 
 _WIDTH = 160  # of the grid on which frames are looked for: more pixels change nothing but the time
 _WINDOW = 5  # on that grid; at 640 pixels, planes are so fitted to squares of 20
-_AGREEMENT = 0.4  # cosine of an axis of the normals with that of the geometry, and the lead over the next best frame
+_LEAD = 0.6  # of the best frame's sum of cosines over the next one's, so that each is at least half of it
 _VARIETY = 0.01  # mean square of a component, below which the images show nothing along that axis
 
 
@@ -121,8 +121,8 @@ def detect_by_depth(pairs: Iterable[tuple[Array, Array]], intrinsics: Sequence[f
 
     Normals are fitted to the depth (in our frame, facing the camera) and the cosine of every stored component, over
     all pixels, with every fitted one is taken. Of the 48 frames the one with the largest sum of its three cosines is
-    returned, if each of them is at least .4 and so is its lead over every other frame. So an axis along which no
-    surface of the images is tilted (a mean square below .01) leaves the frame undecided.
+    returned if it leads by at least .6; as turning one axis round costs twice its cosine, each is then .3 or more. An
+    axis along which no surface of the images is tilted (a mean square below .01) leaves the frame undecided.
 
     Args:
         pairs: Of one image each: normals H W 3 float as stored (zero invalid) and depth H W float, m (0 invalid).
@@ -159,20 +159,21 @@ def _beside(normals: Array, depth: Array, intrinsics: Sequence[float]) -> tuple[
 def _best_agreement(cosines: Array) -> Frame | None:
     frames = [Frame(name) for name in FRAMES]
     terms = np.array([[sign * cosines[place, axis] for axis, (place, sign) in enumerate(f.components)] for f in frames])
-    order = np.argsort(terms.sum(axis=1))
+    order = np.argsort(sums := terms.sum(axis=1))
     best, second = order[-1], order[-2]
-    lead = terms[best].sum() - terms[second].sum()
-    return frames[best] if terms[best].min() >= _AGREEMENT and lead >= _AGREEMENT else None
+    return frames[best] if sums[best] - sums[second] >= _LEAD else None
 
 
 # By view -----------------------------------------------------------------------------------------------------------
 
-_GRID = 64
+_GRID = 64  # cells that an image is wide
+_WHOLE = 0.9  # length of a cell's mean normal; those of cells on two surfaces are shorter
+_FLAT = 0.98  # cosine of the normals of cells two apart on one plane
 _FOCAL = 1.0  # in image widths; a long guess is the careful one, it takes rays for more parallel than they are
-_MARGIN = 0.05  # a normal may seem to turn away by so much (cosine): noise, and the guessed focal length
+_MARGIN = 0.05  # a plane may seem to turn away by so much (cosine): noise, and the guessed focal length
 _FLOOR = 0.25
-_LEAD, _ACCORD, _IMAGES = 0.0005, 0.8, 2.5
-_MOST, _ENOUGH = 0.05, 0.01
+_DEARER, _ACCORD = 0.0005, 0.8
+_IMAGES, _ENOUGH = 2.5, 0.01
 
 
 def detect_by_view(maps: Iterable[Array]) -> Frame | None:
@@ -180,16 +181,17 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
 
     A frame costs, in each image,
 
-        mean of max(0, n . view - .05)                             seen surfaces face the camera: n . view < 0
+        mean over planes of max(0, n . view - .05)                 seen surfaces face the camera: n . view < 0
         - .25 max(0, mean of -n_y below - mean of |n_y| above)     floors point up, what is above them is upright
 
     where below and above are the lower and the upper third. The first decides z, and the sense of x: side walls and
     the sides of furniture at the left face right, those at the right face left; mirrored, they would be seen from
-    behind. Both decide which axis is y and its sense. Nothing is assumed of handedness.
+    behind. Round things are left out of it: nearly parallel rays see them turn away a little further than rays of the
+    focal length assumed could. Both decide which axis is y and its sense. Nothing is assumed of handedness.
 
     The cheapest of the 48 frames is returned if each other one costs more beyond doubt: by .0005 on average, without
-    more than a tenth of all differences speaking against it, and in three images or so (an image counts for at most
-    .05, so that an odd one decides nothing). Frontal walls alone, or round things alone, leave the frame undecided.
+    more than a tenth of all differences speaking against it, and in three images or so. Frontal walls alone, or round
+    things alone, leave the frame undecided.
 
     Args:
         maps: Normals as stored, H W 3 float, zero invalid; some dozens of images.
@@ -197,7 +199,7 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
     Returns:
         The frame, or None where the evidence does not decide.
     """
-    costs = np.array([_costs(normals) for normals in maps if normals.any()]).reshape(-1, len(FRAMES))
+    costs = np.array([_costs(normals) for normals in maps]).reshape(-1, len(FRAMES))
     if not len(costs):
         return None
     best = int(costs.mean(axis=0).argmin())
@@ -207,29 +209,44 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
 
 def _dearer(worse: Array) -> Array:
     """Return, for differences N K of costs, which of the K frames are too dear beyond doubt."""
-    weighed, counted = np.clip(worse, -_MOST, _MOST), np.clip(worse, -_ENOUGH, _ENOUGH)
-    total = weighed.sum(axis=0)
-    clear = (total >= _LEAD * len(worse)) & (total >= _ACCORD * np.abs(weighed).sum(axis=0))
+    total, counted = worse.sum(axis=0), np.clip(worse, -_ENOUGH, _ENOUGH)
+    clear = (total >= _DEARER * len(worse)) & (total >= _ACCORD * np.abs(worse).sum(axis=0))
     result: Array = clear & (counted.sum(axis=0) ** 2 >= _IMAGES * np.square(counted).sum(axis=0))
     return result
 
 
-def _costs(normals: Array) -> list[float]:
+def _costs(normals: Array) -> Array:
     """Return what each of the 48 frames costs in one image."""
+    cells, valid = _cells(normals)
+    if not valid.any():
+        return np.zeros(len(FRAMES))  # no evidence
+    rays, flat = _view_rays(*valid.shape)[valid], _flat(cells)[valid]
+    row = np.broadcast_to(np.linspace(0, 1, len(cells))[:, None], valid.shape)[valid]
+    return np.array([_cost(Frame(name).to_ours(cells[valid]), rays, flat, row) for name in FRAMES])
+
+
+def _cells(normals: Array) -> tuple[Array, Array]:
+    """Return the mean unit normals h w 3 of a coarse grid's cells, and which of them lie on one surface."""
     step = max(1, normals.shape[1] // _GRID)
-    rays = _view_rays(*normals.shape[:2])[::step, ::step]
-    normals = normals[::step, ::step]
-    row = np.broadcast_to(np.linspace(0, 1, len(normals))[:, None], normals.shape[:2])
-    valid = normals.any(axis=-1)
-    unit = normals[valid] / np.linalg.norm(normals[valid], axis=1, keepdims=True)
-    if not len(unit):
-        return [0.0] * len(FRAMES)  # no evidence in the pixels looked at
-    return [_cost(Frame(name).to_ours(unit), rays[valid], row[valid]) for name in FRAMES]
+    height, width = normals.shape[0] // step, normals.shape[1] // step
+    blocks = normals[: height * step, : width * step].reshape(height, step, width, step, 3)
+    means = blocks.mean(axis=(1, 3))
+    length = np.linalg.norm(means, axis=-1, keepdims=True)
+    cells = np.divide(means, length, out=np.zeros_like(means), where=length > _WHOLE)
+    return cells, cells.any(axis=-1)
 
 
-def _cost(normals: Array, rays: Array, row: Array) -> float:
-    """Return the cost of normals N 3 along rays N 3; rows N run from 0 at the top to 1."""
-    away = np.maximum(np.einsum("nk,nk->n", normals, rays) - _MARGIN, 0).mean()
+def _flat(cells: Array) -> Array:
+    """Return which cells are on a plane: both pairs of neighbours across them point the same way."""
+    flat = np.zeros(cells.shape[:2], bool)
+    along = (cells[1:-1, 2:] * cells[1:-1, :-2]).sum(axis=-1) > _FLAT
+    flat[1:-1, 1:-1] = along & ((cells[2:, 1:-1] * cells[:-2, 1:-1]).sum(axis=-1) > _FLAT)
+    return flat
+
+
+def _cost(normals: Array, rays: Array, flat: Array, row: Array) -> float:
+    """Return the cost of unit normals N 3 along rays N 3; rows N run from 0 at the top to 1."""
+    away = (flat * np.maximum(np.einsum("nk,nk->n", normals, rays) - _MARGIN, 0)).mean()
     above, below = normals[row < 1 / 3, 1], normals[row > 2 / 3, 1]
     floor = -below.mean() - np.abs(above).mean() if len(above) and len(below) else 0.0
     return float(away - _FLOOR * max(0.0, floor))

@@ -239,10 +239,14 @@ def as_tensor(field: Field, stored: Array) -> Tensor:
 
 def _unit_vectors(field: Field, stored: Array) -> Array:
     """3 H W: component by component, as numpy reduces over a short last axis ten times slower."""
-    values: Array = stored.astype(np.float32) * np.float32(field.scale)
+    values: Array = np.multiply(stored, np.float32(field.scale), dtype=np.float32)
     x, y, z = values
-    length = np.sqrt(x * x + y * y + z * z)
-    values /= np.where(length > 0, length, 1)
+    length = x * x
+    length += y * y
+    length += z * z
+    np.sqrt(length, out=length)
+    np.copyto(length, 1, where=length == 0)
+    values /= length
     return values
 
 
@@ -443,6 +447,7 @@ class HDF5Data:
             self._read_header(file, size, tasks, memory_limit)
         self._arrays: dict[str, Array] = {}
         self._file: h5py.File | None = None
+        self._datasets: dict[str, tuple[h5py.Dataset, bool]] = {}
         _READERS.add(self)
 
     def _read_header(self, file: h5py.File, size: int | None, tasks: Sequence[str], memory_limit: int) -> None:
@@ -485,7 +490,7 @@ class HDF5Data:
         return f"{self.path} ({self.group}, {self._size} images)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arrays": {}, "_file": None}
+        return self.__dict__ | {"_arrays": {}, "_file": None, "_datasets": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -547,6 +552,7 @@ class HDF5Data:
 
     def close(self) -> None:
         """Close the file; it is opened again when it is needed."""
+        self._datasets.clear()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -570,11 +576,19 @@ class HDF5Data:
 
     def _read(self, name: str, index: int | slice) -> Array:
         try:
-            dataset = self._handle()[self.group][name]
-            stored: Array = _inflated(dataset, index) if isinstance(index, int) else dataset[index]
+            dataset, direct = self._dataset(name)
+            stored: Array = _inflated(dataset, index) if direct and isinstance(index, int) else dataset[index]
         except (OSError, KeyError, ValueError) as error:
             raise DataError(self._damaged(index)) from error
         return stored
+
+    def _dataset(self, name: str) -> tuple[h5py.Dataset, bool]:
+        """Return a dataset, and whether a chunk of it is one compressed image: to ask HDF5 each time takes long."""
+        if name not in self._datasets:
+            found = self._handle()[self.group][name]
+            plain = found.compression == "gzip" and found.shuffle and not found.fletcher32
+            self._datasets[name] = found, plain and found.chunks == (1, *found.shape[1:])
+        return self._datasets[name]
 
     def _held(self, name: str) -> Array:
         if name not in self._arrays:
@@ -669,22 +683,20 @@ def _inflated(dataset: h5py.Dataset, index: int) -> Array:
         OSError: The chunk is damaged.
         ValueError: It is of another length.
     """
-    whole = (1, *dataset.shape[1:])
-    if dataset.chunks != whole or dataset.compression != "gzip" or not dataset.shuffle:
-        return np.asarray(dataset[index])
-    mask, packed = dataset.id.read_direct_chunk((index, *(0 for _ in whole[1:])))
+    shape, dtype = dataset.shape[1:], dataset.dtype
+    mask, packed = dataset.id.read_direct_chunk((index, *(0 for _ in shape)))
     if mask:  # a filter was left out when it was written
         return np.asarray(dataset[index])
     try:
         plain = decompress(packed)
     except Exception as error:  # isal's and zlib's own, which share no base
         raise OSError(f"chunk {index} cannot be decompressed") from error
-    planes = np.frombuffer(plain, np.uint8).reshape(dataset.dtype.itemsize, -1)
+    planes = np.frombuffer(plain, np.uint8).reshape(dtype.itemsize, -1)
     # Shuffled: all lowest bytes, then all second ones, ... Put together as numbers, five times faster than as bytes.
     joined = planes[0].astype(f"<u{len(planes)}")
     for place, plane in enumerate(planes[1:], 1):
         joined |= plane.astype(joined.dtype) << (8 * place)
-    stored: Array = joined.view(dataset.dtype).reshape(whole[1:])
+    stored: Array = joined.view(dtype).reshape(shape)
     return stored
 
 
