@@ -71,7 +71,7 @@ def nyud_incremental(
     except MissingDataError:
         if not download:
             raise
-        from medusa_cl.data.download import nyud
+        from medusa_cl.data.origins import nyud
 
         told = options.get("progress")
         path = nyud(cache_dir(), None if told is None else lambda done, total: told("downloading", done, total or done))

@@ -68,7 +68,7 @@ def pascal_incremental(
     except MissingDataError as error:
         if not download:
             raise
-        from medusa_cl.data.download import PASCAL_MANUAL
+        from medusa_cl.data.origins import PASCAL_MANUAL
 
         raise MissingDataError(f"{error} {PASCAL_MANUAL}") from None
     where = open_data(path, "pascal", normals_frame)

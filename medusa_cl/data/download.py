@@ -11,23 +11,17 @@ import contextlib
 import errno
 import hashlib
 import logging
-import lzma
 import os
 import re
 import shutil
-import stat
-import struct
-import tarfile
 import time
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import IO, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -35,7 +29,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from filelock import FileLock, Timeout
 
 from medusa_cl import __version__
-from medusa_cl.errors import DataError, MissingDataError
+from medusa_cl.errors import DataError
 
 Progress = Callable[[int, int | None], None]
 """Called with (bytes there, bytes in all or None where the server does not say)."""
@@ -50,20 +44,8 @@ DRIVE = "gdrive:"
 
 _CHUNK = 1 << 18
 _HEAD = 64
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
-_DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    ValueError,
-    RuntimeError,
-)
-"""What damaged archives make their readers raise, besides an OSError without a number."""
 _log = logging.getLogger(__name__)
 
 
@@ -97,21 +79,6 @@ class Source:
                 f"The address of {self.name} is none that can be fetched. "
                 f"Expected http://, https:// or {DRIVE}ID, with blanks and other special characters percent-encoded."
             )
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """One way to come by a data set.
-
-    Attributes:
-        name: For people.
-        sources: The files it takes, all of them.
-        archives: Each file is unpacked into a folder named as the file is without its suffix.
-    """
-
-    name: str
-    sources: tuple[Source, ...]
-    archives: bool = False
 
 
 class _Dropped(Exception):
@@ -150,7 +117,7 @@ def fetch(source: Source, folder: Path | str, progress: Progress | None = None, 
     path = Path(folder) / source.name
     if _finished(path, source):
         return path
-    with _alone(path):
+    with alone(path):
         if _finished(path, source):
             return path  # another process fetched it while this one waited
         _log.info("Fetching %s to %s", _where(source), path)
@@ -191,7 +158,7 @@ def _unwrapped(error: BaseException) -> BaseException:
     return error
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """One line, without secrets."""
     return _one_line(str(_unwrapped(error))) or type(error).__name__
 
@@ -205,7 +172,7 @@ def _refuse(source: Source, reason: str, advice: str, cause: BaseException | Non
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the file system raises into a `DataError` that names the file."""
     try:
         yield
@@ -214,15 +181,15 @@ def _disk(path: Path) -> Iterator[None]:
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return f"Cannot write {path}: the disk is full. What is there is kept: make room and run it again to go on."
     return f"Cannot read or write {path}: {error}. Choose a folder that can be written."
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Make the folder of a file or tree and keep other processes off it; the lock goes with a killed process."""
-    with _disk(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         try:
@@ -241,7 +208,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _finished(path: Path, source: Source) -> bool:
     """Whether the file is there and is what the source says; hashing gigabytes takes seconds, so it is noted."""
-    with _disk(path):
+    with disk_errors(path):
         if not path.exists():
             return False
         state = _state(path, source)
@@ -286,7 +253,7 @@ def _md5(path: Path) -> str:
 
 def _verify(part: Path, source: Source) -> None:
     """Refuse a finished transfer that is not the file; what is wrong is deleted, as going on from it would not help."""
-    with _disk(part):
+    with disk_errors(part):
         size = part.stat().st_size
         with part.open("rb") as file:
             head = file.read(_HEAD)
@@ -304,7 +271,7 @@ def _verify(part: Path, source: Source) -> None:
 
 
 def _publish(part: Path, path: Path, source: Source) -> None:
-    with _disk(path):
+    with disk_errors(path):
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # a name that outlives a power cut must not stand for missing bytes
         os.replace(part, path)
@@ -316,8 +283,9 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _check_space(path: Path, total: int | None, held: int) -> None:
-    with _disk(path):
+def require_space(path: Path, total: int | None, held: int) -> None:
+    """Refuse to begin what will not fit: `total` bytes, of which `held` are there."""
+    with disk_errors(path):
         needed, free = (total or 0) - held, shutil.disk_usage(path.parent).free
     if free < needed:
         raise DataError(
@@ -360,13 +328,13 @@ def _transfer(source: Source, part: Path, progress: Progress | None, timeout: fl
     held = _resumable(part, source)
     if source.size is not None and held == source.size:
         return  # a process was killed between the last byte and the renaming
-    _check_space(part, source.size, held)
+    require_space(part, source.size, held)
     response = _answer(source, part, held, timeout)
     if response is None:
         return
     with response:
         start, total = _extent(response, source, part, held)
-        _check_space(part, total, start)
+        require_space(part, total, start)
         _receive(response, source, part, start, total, progress)
 
 
@@ -380,7 +348,7 @@ def _address(source: Source) -> str:
 
 
 def _discard(part: Path) -> None:
-    with _disk(part):
+    with disk_errors(part):
         part.unlink(missing_ok=True)
         _origin(part).unlink(missing_ok=True)
 
@@ -421,7 +389,7 @@ def _answer(source: Source, part: Path, held: int, timeout: float) -> HTTPRespon
     except (OSError, HTTPException, ValueError) as error:
         silent = isinstance(_unwrapped(error), TimeoutError)
         reached = not (silent or isinstance(error, URLError | ValueError))
-        raise _Dropped(f"no answer within {timeout:g} s" if silent else _reason(error), reached) from error
+        raise _Dropped(f"no answer within {timeout:g} s" if silent else reason_of(error), reached) from error
 
 
 def _check_whole(error: HTTPError, source: Source, part: Path, held: int) -> None:
@@ -481,7 +449,7 @@ def _receive(
     with _opened(response, source, part, start) as file:
         while chunk := head or _read(response.read1, _CHUNK):
             head = b""
-            with _disk(part):
+            with disk_errors(part):
                 _write(file, chunk)
             done += len(chunk)
             if total is not None and done > total:
@@ -496,11 +464,11 @@ def _read(read: Callable[[int], bytes], count: int) -> bytes:
     try:
         return read(count)
     except (OSError, HTTPException, ValueError) as error:
-        raise _Dropped(f"the connection broke off ({_reason(error)})") from error
+        raise _Dropped(f"the connection broke off ({reason_of(error)})") from error
 
 
 def _opened(response: HTTPResponse, source: Source, part: Path, start: int) -> IO[bytes]:
-    with _disk(part):
+    with disk_errors(part):
         if not start:
             tag = response.headers.get("ETag", "")
             version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
@@ -518,10 +486,10 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 def _fetch_drive(source: Source, part: Path, progress: Progress | None, timeout: float) -> None:
-    _check_space(part, source.size, 0)
+    require_space(part, source.size, 0)
     whole = part.with_name(source.name + ".drive")
     _persevere(source, partial(_from_drive, source, whole, progress, timeout), lambda: sum(map(_size, _begun(whole))))
-    with _disk(part):
+    with disk_errors(part):
         os.replace(whole, part)
 
 
@@ -536,7 +504,7 @@ def _from_drive(source: Source, whole: Path, progress: Progress | None, timeout:
         import gdown
     except ImportError as error:
         _refuse(source, "the package gdown is not installed", "Install it: pip install gdown", error)
-    with _disk(whole):
+    with disk_errors(whole):
         for superfluous in _begun(whole)[1:]:
             superfluous.unlink()  # of several gdown takes none
         before = sum(map(_size, _begun(whole)))
@@ -552,249 +520,8 @@ def _from_drive(source: Source, whole: Path, progress: Progress | None, timeout:
             timeout=timeout,
         )
     except Exception as error:  # gdown, requests and its parser of pages raise whatever they like
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise DataError(_cannot_write(whole, error)) from error
-        raise _Dropped(_reason(error), reached=sum(map(_size, _begun(whole))) > before) from error
+        raise _Dropped(reason_of(error), reached=sum(map(_size, _begun(whole))) > before) from error
     if not whole.is_file():
         _refuse(source, "gdown brought no file", "Open the address in a browser.")
-
-
-# An archive
-
-
-def extract(archive: Path | str, folder: Path | str) -> Path:
-    """Unpack a tar (plain, gz, bz2, xz) or zip archive; where all of it is in one folder, that folder's content.
-
-    It is unpacked beside its place and renamed when it is whole. A folder that is there and not empty is therefore
-    taken as unpacked before, and left alone.
-
-    Args:
-        archive: The archive.
-        folder: What the unpacked tree is to be called.
-
-    Returns:
-        `folder`.
-
-    Raises:
-        DataError: The archive is missing, truncated or damaged, or holds names or links that lead out of the folder
-            (absolute, or with `..`) or special files; or the disk is full. Nothing is left behind then.
-    """
-    archive, folder = Path(archive), Path(folder)
-    if not archive.is_file():
-        raise DataError(f"{archive} does not exist. Fetch it first.")
-    with _alone(folder):
-        if _filled(folder):
-            return folder
-        beside = folder.with_name(f".{folder.name}.unpacking")
-        with _disk(beside):
-            if beside.exists():
-                shutil.rmtree(beside)  # of a process that was killed
-            beside.mkdir()
-        try:
-            _log.info("Unpacking %s to %s", archive, folder)
-            _unpack(archive, beside)
-            _put(beside, folder, archive)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return folder
-
-
-def _filled(folder: Path) -> bool:
-    with _disk(folder):
-        return folder.exists() and any(folder.iterdir())
-
-
-def _put(beside: Path, folder: Path, archive: Path) -> None:
-    with _disk(folder):
-        entries = list(beside.iterdir())
-        if not entries:
-            raise DataError(f"{archive} is empty. Delete it and fetch it again.")
-        single = len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink()
-        if folder.exists():
-            folder.rmdir()  # empty; not every system renames onto it
-        os.replace(entries[0] if single else beside, folder)
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    try:
-        with archive.open("rb") as file:
-            zipped = file.read(2) == b"PK"
-        (_unzip if zipped else _untar)(archive, folder)
-    except _DAMAGE as error:
-        raise DataError(_damaged(archive, error)) from error
-    except OSError as error:
-        if error.errno is None:  # what gzip and bz2 raise
-            raise DataError(_damaged(archive, error)) from error
-        reason = "the disk is full" if error.errno in _FULL else str(error)
-        raise DataError(f"Cannot unpack {archive}: {reason}. Make room, or choose another folder.") from error
-
-
-def _damaged(archive: Path, error: BaseException) -> str:
-    return f"{archive} cannot be unpacked: {_reason(error)}. It is truncated or damaged. Delete it and fetch it again."
-
-
-def _outside(name: str) -> bool:
-    """Whether a name could lead out of the folder, on any system."""
-    path = PureWindowsPath(name)  # takes both kinds of slash
-    return bool(path.drive or path.root) or ".." in path.parts
-
-
-def _refuse_member(archive: Path, name: str, why: str) -> NoReturn:
-    raise DataError(f'{archive} is refused, and nothing of it is kept: "{name}" {why}. Get it from another source.')
-
-
-def _admitted(archive: Path, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Let through what can only land inside; stricter than the standard filter, which had holes in its links."""
-    linked = member.issym() or member.islnk()
-    if _outside(member.name):
-        _refuse_member(archive, member.name, "leads out of the folder")
-    # Links that only go down cannot be chained to a way out, wherever they stand.
-    if linked and _outside(member.linkname):
-        _refuse_member(archive, member.name, f'is a link to "{member.linkname}", which may lead out of the folder')
-    if not (linked or member.isfile() or member.isdir()):
-        _refuse_member(archive, member.name, "is no file, folder or link")
-    return tarfile.data_filter(member, folder)
-
-
-def _untar(archive: Path, folder: Path) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise DataError(f"Cannot unpack {archive} safely with this Python. Update it to 3.11.4 or later.")
-    with tarfile.open(archive, "r:*") as tar:
-        tar.extractall(folder, filter=partial(_admitted, archive))
-        stream = tar.fileobj
-        # A tar cut between two files looks whole to tarfile but for the empty block at its end.
-        if stream is None or stream.tell() <= tar.offset:
-            raise EOFError("its end is missing")
-        while stream.read(_CHUNK):
-            pass  # to the checksum, which is the last thing in a compressed file
-
-
-def _unzip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as packed:
-        members = packed.infolist()
-        for member in members:
-            if _outside(member.filename):
-                _refuse_member(archive, member.filename, "leads out of the folder")
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                _refuse_member(archive, member.filename, "is a link or a special file")
-        _check_space(folder, sum(member.file_size for member in members), 0)
-        packed.extractall(folder)
-
-
-# A data set
-
-
-def obtain(
-    what: str,
-    alternatives: Sequence[Alternative],
-    folder: Path | str,
-    manual: str,
-    progress: Progress | None = None,
-    timeout: float = TIMEOUT,
-) -> Path:
-    """Try the ways to come by a data set, one after the other.
-
-    Args:
-        what: The data set, for people.
-        alternatives: The ways, the best first.
-        folder: Where the files, or the folders of unpacked archives, are put.
-        manual: What to do by hand when all fail.
-        progress: As for `fetch`, for each file anew.
-        timeout: As for `fetch`.
-
-    Returns:
-        The folder of the one archive, else `folder`.
-
-    Raises:
-        MissingDataError: All failed; the message has the reason of each, then `manual`.
-    """
-    failures = []
-    for alternative in alternatives:
-        try:
-            return _get(alternative, Path(folder), progress, timeout)
-        except DataError as error:
-            _log.warning("%s: the %s is not to be had. %s", what, alternative.name, error)
-            failures.append(f"  - {alternative.name}: {error}")
-    tried = "\n".join(failures) or "  - No source is known that can be fetched without a browser."
-    raise MissingDataError(f"{what} could not be downloaded.\n{tried}\n{manual}")
-
-
-def _get(alternative: Alternative, folder: Path, progress: Progress | None, timeout: float) -> Path:
-    trees = []
-    for source in alternative.sources:
-        if not alternative.archives:
-            fetch(source, folder, progress, timeout)
-        elif _filled(tree := folder / _stem(source.name)):
-            trees.append(tree)  # the archive may be gone
-        else:
-            trees.append(extract(fetch(source, folder, progress, timeout), tree))
-    return trees[0] if len(trees) == 1 else folder
-
-
-def _stem(name: str) -> str:
-    suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)] if suffix else f"{name}.unpacked"
-
-
-_NYU = "https://horatio.cs.nyu.edu/mit/silberman"
-_SURVEY_ID = "14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw"
-
-NYUD: tuple[Alternative, ...] = (
-    Alternative(
-        "raw labelled file",
-        (
-            # The small one first: the large one is of no use without it.
-            Source(f"{_NYU}/indoor_seg_sup/splits.mat", "splits.mat", md5="08e3c3aea27130ac7c01ffd739a4535f"),
-            Source(
-                f"{_NYU}/nyu_depth_v2/nyu_depth_v2_labeled.mat",
-                "nyu_depth_v2_labeled.mat",
-                size=2_972_037_809,
-                md5="520609c519fba3ba5ac58c8fefcc3530",
-            ),
-        ),
-    ),
-    Alternative("survey pack", (Source(f"{DRIVE}{_SURVEY_ID}", "NYUD_MT.tgz"),), archives=True),
-)
-"""Where NYUD-v2 is to be had."""
-
-
-def nyud(folder: Path | str, progress: Progress | None = None) -> Path:
-    """Download NYUD-v2: the raw labelled file with its split, else the survey pack.
-
-    Args:
-        folder: Where to put it.
-        progress: As for `fetch`, for each file anew.
-
-    Returns:
-        `folder`, which holds the raw files, or `folder/NYUD_MT`.
-
-    Raises:
-        MissingDataError: No source could be used; the message says why, and what to do by hand.
-    """
-    return obtain("NYUD-v2", NYUD, folder, nyud_manual(folder), progress)
-
-
-def nyud_manual(folder: Path | str = "DIR") -> str:
-    """Return the steps by which a person puts NYUD-v2 into a folder."""
-    splits, labelled = NYUD[0].sources
-    return (
-        f"By hand, either\n"
-        f"  1. download {labelled.url} ({labelled.size} bytes)\n"
-        f"     and {splits.url}\n"
-        f"  2. put them there as {Path(folder) / labelled.name}\n"
-        f"     and {Path(folder) / splits.name}\n"
-        f"or\n"
-        f"  1. download https://drive.google.com/file/d/{_SURVEY_ID}/view in a browser\n"
-        f"  2. unpack it with tar -xzf FILE -C {folder}, so that {Path(folder) / 'NYUD_MT' / 'images'} exists\n"
-        f"then run it again with scenario.root={folder}"
-    )
-
-
-PASCAL_MANUAL = """By hand
-  1. download the archive PASCAL_MT.tgz. The projects that made it known say where it is:
-     https://github.com/facebookresearch/astmt (K. Maninis) and
-     https://github.com/SimonVandenhende/Multi-Task-Learning-PyTorch (S. Vandenhende), in the README or in
-     the loader of PASCAL; it stood at https://data.vision.ee.ethz.ch/kmaninis/share/MTL/PASCAL_MT.tgz
-  2. unpack it with tar -xzf PASCAL_MT.tgz -C DIR, so that DIR/PASCAL_MT/JPEGImages exists
-then run it again with scenario.root=DIR/PASCAL_MT"""
-"""The steps by which a person puts PASCAL-Context into a folder DIR; there is no source to fetch it from unasked."""

@@ -29,8 +29,10 @@ from typing import Any
 
 import pytest
 
-from medusa_cl.data import download
-from medusa_cl.data.download import NYUD, PASCAL_MANUAL, Alternative, Source, extract, fetch, nyud, nyud_manual, obtain
+from medusa_cl.data import download, origins
+from medusa_cl.data.archive import extract
+from medusa_cl.data.download import Source, fetch
+from medusa_cl.data.origins import NYUD, PASCAL_MANUAL, Alternative, nyud, nyud_manual, obtain
 from medusa_cl.errors import DataError, MissingDataError
 
 BODY = bytes(range(256)) * 1200  # 307 200 bytes, and no two places alike within 256
@@ -901,7 +903,7 @@ def test_nyud_tries_the_raw_file_then_the_pack(tmp_path: Path, monkeypatch: pyte
         asked.append(source)
         raise DataError(f"no {source.name}")
 
-    monkeypatch.setattr(download, "fetch", refuse)
+    monkeypatch.setattr(origins, "fetch", refuse)
     with pytest.raises(MissingDataError) as caught:
         nyud(tmp_path)
     assert [source.url for source in asked] == [NYUD[0].sources[0].url, "gdrive:14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw"]
