@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from medusa_cl.data.loader import DenseDataset
 from medusa_cl.results import TaskMatrix
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from medusa_cl.models.multitask import MultiTaskModel
     from medusa_cl.scenarios.dense import DenseScenario
     from medusa_cl.strategies.medusa import Medusa
+    from medusa_cl.tasks import DenseTask
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -74,15 +77,32 @@ def pictures(
     Returns:
         The images, H W 3 uint8, and for each task learnt (target or None, prediction) of each image, drawn alike.
     """
-    samples = DenseDataset(scenario.data["test"], scenario.tasks, 0)
-    shown = [samples[i * len(samples) // count] for i in range(min(count, len(samples)))]
+    source = scenario.data["test"]
+    samples = DenseDataset(source, scenario.tasks, 0)
+    count = min(count, len(samples))
+    shown = [samples[i * len(samples) // count] for i in range(count)]
+    sizes = [tuple(source.image(sample.index).shape[-2:]) for sample in shown]  # without padding
     images = torch.stack([sample.image for sample in shown])  # type: ignore[misc]
-    device = next(model.parameters()).device
-    predictions = {name: value.cpu().numpy() for name, value in model.predict(images.to(device)).items()}
-    drawn: dict[str, list[tuple[Any, Any]]] = {}
-    for name, task in model.tasks.items():
-        targets = [sample.targets.get(name) for sample in shown]
-        pairs = zip(targets, predictions[name], strict=True)
-        drawn[name] = [(None if t is None else task.draw(t.numpy()), task.draw(p)) for t, p in pairs]
+    predictions = model.predict(images.to(next(model.parameters()).device))
+
+    def draw(task: DenseTask, value: Tensor | None, size: tuple[int, ...]) -> Any:
+        return None if value is None else _framed(task.draw(value.cpu().numpy()), size, sizes)
+
+    drawn = {
+        name: [
+            (draw(task, sample.targets.get(name), size), draw(task, predicted, size))
+            for sample, predicted, size in zip(shown, predictions[name], sizes, strict=True)
+        ]
+        for name, task in model.tasks.items()
+    }
     rgb = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return list(rgb), drawn
+    return [_framed(picture, size, sizes) for picture, size in zip(rgb, sizes, strict=True)], drawn
+
+
+def _framed(picture: Any, size: tuple[int, ...], sizes: Sequence[tuple[int, ...]]) -> Any:
+    """Cut padding off, and put the picture into the middle of a white one that is large enough for all."""
+    height, width = (max(one[side] for one in sizes) for side in (0, 1))
+    frame = np.full((height, width, 3), 255, np.uint8)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    frame[top : top + size[0], left : left + size[1]] = picture[: size[0], : size[1]]
+    return frame

@@ -450,6 +450,7 @@ def _tags(made: Run) -> dict[str, Any]:
         "head": cfg.head.name,
         "seed": cfg.seed,
         "base": None if made.base is None else str(made.base),
+        "labels": "; ".join(f"{task}: {note}" for task, note in made.scenario.label_notes.items()) or None,
         "git": git_commit(),
         "version": __version__,
         "run_dir": str(made.run_dir),

@@ -66,7 +66,7 @@ class Derived:
 
     def __init__(self, source: StoredData, names: Sequence[str]) -> None:
         self.made = {name: _derivation(source, name) for name in names if name not in source.fields}
-        self.source = source
+        self.source, self.path = source, source.path
         self.fields = (*source.fields, *self.made)
         self.ids, self.image_size = source.ids, source.image_size
         how = {name: derivation.how for name, derivation in self.made.items()}

@@ -70,6 +70,7 @@ class PackData:
         tasks: Names of the targets to offer; none = all that the pack has.
 
     Attributes:
+        path: The pack's root.
         fields: Names of the targets offered.
         image_size: H, W of the largest image.
         ids: The images' names.
@@ -90,7 +91,7 @@ class PackData:
         for name in tasks:
             if name not in pack.fields:
                 raise DataError(f"{pack.root}: {unknown('target', name, pack.fields)}")
-        self.pack, self.split = pack, split
+        self.pack, self.split, self.path = pack, split, pack.root
         self._images = images[:size]
         self.ids: tuple[str, ...] | None = self._images
         self.fields = tuple(tasks) or tuple(sorted(pack.fields))
@@ -195,6 +196,7 @@ class Subset:
 
     def __init__(self, source: StoredData, indices: Sequence[int]) -> None:
         self.source, self.indices = source, [int(i) for i in indices]
+        self.path = source.path
         self.fields, self.attrs, self.image_size = source.fields, source.attrs, source.image_size
         self.ids = None if source.ids is None else tuple(source.ids[i] for i in self.indices)
         chosen = json.dumps([source.content_hash, self.indices]).encode()

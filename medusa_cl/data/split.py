@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # processes that only read and write files must start without torch
@@ -42,10 +43,12 @@ class StoredData(DenseData, Protocol):
     """A split that also gives out its fields as our format stores them: `HDF5Data`, `PackData` and what wraps them.
 
     Attributes:
+        path: The file or folder it is read from.
         ids: The images' names, where they have some.
         attrs: Facts about the data, plain JSON.
     """
 
+    path: Path
     ids: tuple[str, ...] | None
     attrs: dict[str, Any]
 
