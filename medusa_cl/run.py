@@ -404,12 +404,11 @@ def _strategy_factory(cfg: DictConfig, device: str, scenario: DenseScenario, bar
         if trainer.channels_last:
             model.use_channels_last()
         own: list[Any] = [LRSchedule(trainer.schedule)]
-        if trainer.select == "val":
-            own.append(ValSelection(scenario.data["val"]))
+        selection = [ValSelection(scenario.data["val"])] if trainer.select == "val" else []
         clip = [GradientClipping(trainer.clip)] if trainer.clip else []
         shown = [bars] if bars is not None else []
         made: Medusa = instantiate(_unnamed(cfg.strategy))(
-            model=model, plugins=[*plugins, *own, *clip, *shown], **(common | options)
+            model=model, plugins=[*selection, *plugins, *own, *clip, *shown], **(common | options)
         )
         return made
 

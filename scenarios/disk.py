@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 from medusa_cl.data.derived import DERIVATIONS, Derived
-from medusa_cl.data.hdf5 import HDF5Data, groups
+from medusa_cl.data.hdf5 import MEMORY_LIMIT, HDF5Data, groups
 from medusa_cl.data.loader import Augmentation, as_augmentation
 from medusa_cl.data.pack import Pack, PackData, Subset, require_labels, usable
 from medusa_cl.data.rooms import cache_dir
@@ -35,7 +38,7 @@ class Place:
         title: Its name, for people.
         file: The name of the file that `prepare` makes of it.
         folders: The names of its packs' folders.
-        inside: What lies in such a folder, whatever it is called.
+        inside: A folder that lies in such a folder, whatever it is called, and the name of the raw file.
         sizes: How many images the protocol has in each split.
         manual: How to get it.
     """
@@ -51,7 +54,7 @@ class Place:
         """Return where the data is: `root`, else $MEDUSA_CL_DATA, ./data, the user's cache.
 
         Each may be the prepared file, the raw file, the pack's folder or the folder above it; a prepared file goes
-        before the pack beside it.
+        before the pack beside it, and this before the raw file.
 
         Raises:
             MissingDataError: It is in none of these places; the message lists them, and how to get it.
@@ -74,9 +77,10 @@ class Place:
             return path
         if (path / self.file).is_file():
             return path / self.file
-        if any((path / name).exists() for name in self.inside):
+        if any((path / name).is_dir() for name in self.inside):
             return path
-        return next((path / name for name in self.folders if (path / name).is_dir()), None)
+        below = [path / name for name in (*self.folders, *self.inside)]
+        return next((place for place in below if place.exists()), None)
 
 
 class DiskOptions(TypedDict, total=False):
@@ -145,7 +149,8 @@ def disk_scenario(
     Raises:
         ConfigError: An option has no such value.
         TaskError: A task is unknown or named twice, or `base` is empty.
-        DataError: The data lacks a target, is damaged, or no image of a split has a label of some task.
+        DataError: The data lacks a target, holds other classes or another ignored value than its task, is damaged, or
+            no image of a split has a label of some task.
     """
     chosen: DiskOptions = {**DEFAULTS, **options}
     base, stream = arrange(
@@ -158,19 +163,26 @@ def disk_scenario(
     check_stream(tasks, base, stream)
     _check_options(chosen)
     wanted = [*base, *stream]
-    splits = {split: _opened(where, split, size, wanted) for split, size in _sizes(where, chosen).items()}
-    skip = chosen["on_bad_sample"] == "skip"
-    skipped = {split: _leave_out(splits, split, chosen["progress"]) for split in splits} if skip else {}
+    readers = {
+        split: functools.partial(_opened, where, split, size, wanted) for split, size in _sizes(where, chosen).items()
+    }
+    splits = {split: opened() for split, opened in readers.items()}
+    skipped = dict[str, Mapping[str, str]]()
+    for split, opened in readers.items() if chosen["on_bad_sample"] == "skip" else ():
+        good, faults = _checked(where, splits[split], split, chosen["progress"])
+        if faults:  # held in memory, all images are read at once: the damaged ones too
+            splits[split], skipped[split] = Subset(opened(memory_limit=0), good), faults
     if chosen["val_fraction"]:
         _set_aside(splits, chosen["val_fraction"])
     for source in splits.values():
         if chosen["image_size"] is not None:
             source.image_size = _canvas(source, chosen["image_size"])
+        _check_meaning(source, [task for task in tasks if task.name in wanted])
         require_labels(source, wanted)
     augmentation = as_augmentation(chosen["augment"])
     made = dense_scenario(tasks, splits, base, stream, name=chosen["name"], augmentation=augmentation)
     made.label_notes = label_notes(splits["train"], wanted)
-    made.skipped = {split: faults for split, faults in skipped.items() if faults}
+    made.skipped = skipped
     made.about = _about(where, splits, made.label_notes, protocol or {})
     return made
 
@@ -189,33 +201,50 @@ def _sizes(where: Path | Pack, options: DiskOptions) -> dict[str, int | None]:
     return {split: size for split, size in sizes.items() if split != "val" or there.get(split)}
 
 
-def _opened(where: Path | Pack, split: str, size: int | None, wanted: Sequence[str]) -> StoredData:
+def _opened(
+    where: Path | Pack, split: str, size: int | None, wanted: Sequence[str], memory_limit: int = MEMORY_LIMIT
+) -> StoredData:
     there = HDF5Data(where, split).fields if isinstance(where, Path) else where.fields
     made = [task for task in wanted if task in DERIVATIONS and task not in there]
     origins = {DERIVATIONS[task].of for task in made} - {"image"}
     read = list(dict.fromkeys([*(task for task in wanted if task not in made), *sorted(origins)]))
     source: StoredData = (
-        HDF5Data(where, split, size, read) if isinstance(where, Path) else PackData(where, split, size, read)
+        HDF5Data(where, split, size, read, memory_limit=memory_limit)
+        if isinstance(where, Path)
+        else PackData(where, split, size, read)
     )
     return Derived(source, made) if made else source
 
 
-def _leave_out(splits: dict[str, StoredData], split: str, progress: Advance | None) -> Mapping[str, str]:
-    """Take the damaged images out of a split; what is wrong with each is remembered in the cache by content."""
-    source = splits[split]
-    note = cache_dir() / "checked" / f"{source.content_hash[:32]}.json"
+def _checked(
+    where: Path | Pack, source: StoredData, split: str, progress: Advance | None
+) -> tuple[list[int], Mapping[str, str]]:
+    """Return the images that are whole, and what is wrong with the others: remembered until a file changes."""
+    note = cache_dir() / "checked" / f"{_state(where, source)[:32]}.json"
     try:
         good, faults = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = None if progress is None else lambda done, total: progress(f"checking {split} images", done, total)
         good, faults = usable(source, advance=told)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps([good, faults]), encoding="utf-8")
+        with suppress(OSError):  # without a cache they are read each time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps([good, faults]), encoding="utf-8")
     if not good:
         raise DataError(f"{source}: every image is damaged, the first one so: {next(iter(faults.values()))}")
-    if faults:
-        splits[split] = Subset(source, good)
-    return dict(faults)
+    return good, faults
+
+
+def _state(where: Path | Pack, source: StoredData) -> str:
+    """Hash what is read and when it was written: a content hash is a prepared file's own word, or of a sample."""
+    files = [where] if isinstance(where, Path) else _files(where, source)
+    written = [source.content_hash, *(path.stat().st_mtime_ns for path in files)]
+    return hashlib.sha256(json.dumps(written).encode()).hexdigest()
+
+
+def _files(pack: Pack, source: StoredData) -> list[Path]:
+    names = ("image", *(name for name in source.fields if name in pack.fields))
+    found = (path for image in source.ids or () for name in names for path in pack.files(image, name))
+    return list(dict.fromkeys(found))
 
 
 def _set_aside(splits: dict[str, StoredData], fraction: float) -> None:
@@ -240,6 +269,22 @@ def _canvas(source: StoredData, image_size: Sequence[int]) -> tuple[int, int]:
             f"got {[height, width]}. Images are padded to it, never cut; scenario.augment.crop cuts training images."
         )
     return height, width
+
+
+def _check_meaning(source: StoredData, tasks: Sequence[DenseTask]) -> None:
+    """Refuse targets that are stored otherwise than their task takes them."""
+    for task in tasks:
+        field = source.field(task.name)
+        if field.ignore != task.ignore:
+            raise DataError(
+                f"{source}: `{task.name}` is stored with {field.ignore} for no label, but its task takes "
+                f"{task.ignore:g}: unlabelled pixels would be learnt. Give the task and the data one ignored value."
+            )
+        if len(field.classes) > task.channels:
+            raise DataError(
+                f"{source}: `{task.name}` has {len(field.classes)} classes, but its task {task.channels}. "
+                "Check that it is the data meant."
+            )
 
 
 def label_notes(source: StoredData, tasks: Sequence[str]) -> dict[str, str]:
@@ -282,8 +327,31 @@ def open_data(path: Path, family: str, normals_frame: str = "auto") -> Path | Pa
         DataError: It is other data.
     """
     prepared = path.suffix in HDF5
-    source = str(HDF5Data(path, next(iter(groups(path)))).attrs.get("source", "")) if prepared else sniff(path)
+    source = str(HDF5Data(path, next(iter(groups(path)))).attrs.get("source", "")) if prepared else _sniffed(path)
+    refuse_other(path, source, family)
+    return path if prepared else open_pack(path, source, normals_frame)
+
+
+def refuse_other(path: Path, source: str, family: str) -> None:
+    """Refuse data of another family, and name its scenario.
+
+    Args:
+        path: Where the data is.
+        source: Its format.
+        family: One of `SCENARIO_OF`.
+
+    Raises:
+        DataError: It is other data.
+    """
     theirs = source.replace("/", "_").split("_")[0]  # nyud/survey and nyud_mt are both nyud
     if theirs in SCENARIO_OF and theirs != family:
         raise DataError(f"{path} holds {source} data: use scenario={SCENARIO_OF[theirs]} for it.")
-    return path if prepared else open_pack(path, source, normals_frame)
+
+
+def _sniffed(path: Path) -> str:
+    try:
+        return sniff(path)
+    except DataError as error:
+        prepared = sorted(str(file) for suffix in HDF5 for file in path.glob(f"*{suffix}"))
+        advice = f" For a prepared file, name the file: scenario.root={prepared[0]}." if prepared else ""
+        raise type(error)(f"{error}{advice}") from error

@@ -8,10 +8,10 @@ from typing import Unpack
 
 from medusa_cl.data.folder import FolderPack
 from medusa_cl.data.hdf5 import Field, HDF5Data, groups
-from medusa_cl.data.sources import HDF5
-from medusa_cl.errors import ConfigError
+from medusa_cl.data.sources import HDF5, sniff
+from medusa_cl.errors import ConfigError, DataError
 from medusa_cl.scenarios.dense import DenseScenario
-from medusa_cl.scenarios.disk import DiskOptions, disk_scenario, open_data
+from medusa_cl.scenarios.disk import DiskOptions, disk_scenario, open_data, refuse_other
 from medusa_cl.tasks import DenseTask, from_description
 
 
@@ -48,6 +48,8 @@ def folder_incremental(
         known = {name: from_description(one) for name, one in described.items() if name not in (tasks or {})}
         known |= tasks or {}
     else:
+        if tasks is None:
+            _refuse_packs(path)
         where = FolderPack(path, tasks=tasks, fields=fields)
         known = where.tasks
     names = list(known)
@@ -59,3 +61,12 @@ def folder_incremental(
     elif not given.get("base"):
         given["base"] = [name for name in names if name not in given["stream"]]
     return disk_scenario(where, list(known.values()), **given)
+
+
+def _refuse_packs(path: Path) -> None:
+    """Refuse a known pack; of everything else, the reader says best what is wrong."""
+    try:
+        source = sniff(path)
+    except DataError:
+        return
+    refuse_other(path, source, "folder")

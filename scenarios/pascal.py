@@ -16,7 +16,7 @@ PASCAL = Place(
     folders=("PASCAL_MT",),
     inside=("JPEGImages",),
     sizes={"train": 4998, "test": 5105},
-    manual="",
+    manual="scenario.download=true says how to get it.",
 )
 
 

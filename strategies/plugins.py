@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -15,6 +15,7 @@ from medusa_cl.data.loader import DenseDataset, DenseLoader
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.strategies.template import planned_steps
+from medusa_cl.tasks import DenseTask
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -72,8 +73,10 @@ class GradientClipping(SupervisedPlugin):
 class ValSelection(SupervisedPlugin):
     """Keeps, of each experience, the weights of the epoch that is best on images set aside for choosing.
 
-    Better by the sum over the experience's tasks of s (M - M_1) / |M_1|, where M is the primary metric after an epoch,
-    M_1 that after the first one and s its direction.
+    An epoch takes the place of the one kept if the sum over the experience's tasks of s (M - K) / |M_1| is above 0,
+    where M is the primary metric after it, K that of the epoch kept, M_1 the first one that is not 0 and s its
+    direction. A task without a value counts -1 against one with a value. It goes before plugins that look at what an
+    experience has taught (EWC): they should see the weights kept.
 
     Args:
         source: The val split; it must carry the tasks that are trained.
@@ -82,26 +85,34 @@ class ValSelection(SupervisedPlugin):
     def __init__(self, source: DenseData) -> None:
         super().__init__()
         self._source = source
-        self._first: dict[str, float] = {}
-        self._best, self._kept = -math.inf, dict[str, Tensor]()
+        self._units, self._best = dict[str, float](), dict[str, float]()
+        self._kept: dict[str, Tensor] = {}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Forget the experience before."""
-        self._first, self._best, self._kept = {}, -math.inf, {}
+        self._units, self._best, self._kept = {}, {}, {}
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Look how good the weights are."""
-        tasks = strategy.experience.tasks
         values = self._values(strategy)
-        self._first = self._first or values
-        better = (
-            tasks[name].sign * (value - self._first[name]) / max(abs(self._first[name]), 1e-12)
-            for name, value in values.items()
-        )
-        score = sum(change for change in better if math.isfinite(change))
-        if score > self._best:
-            self._best = score
+        for name, value in values.items():
+            if math.isfinite(value) and value:
+                self._units.setdefault(name, abs(value))
+        known = any(math.isfinite(value) for value in self._best.values())
+        if not known or self._gain(strategy.experience.tasks, values) > 0:
+            self._best = values
             self._kept = {name: value.detach().cpu().clone() for name, value in strategy.model.state_dict().items()}
+
+    def _gain(self, tasks: Mapping[str, DenseTask], values: Mapping[str, float]) -> float:
+        """How much better values are than those of the epoch kept."""
+        total = 0.0
+        for name, value in values.items():
+            kept = self._best[name]
+            if math.isfinite(value) and math.isfinite(kept):
+                total += tasks[name].sign * (value - kept) / self._units.get(name, 1.0)
+            else:
+                total += math.isfinite(value) - math.isfinite(kept)
+        return total
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Go back to the best ones."""

@@ -69,13 +69,16 @@ def intrinsics(size: tuple[int, int]) -> tuple[float, float, float, float]:
     return 518.8579 * s, 519.4696 * s, (325.5824 + 0.5) * s - 0.5, (253.7362 + 0.5) * s - 0.5
 
 
-def room(seed: int, index: int, size: tuple[int, int]) -> dict[str, Array]:
-    """Return one image and its targets: floor, three walls and a box, seen by a camera turned a little."""
+def room(seed: int, index: int, size: tuple[int, int], pitch: tuple[float, float] = (-0.05, 0.1)) -> dict[str, Array]:
+    """Return one image and its targets: floor, three walls and a box, seen by a camera turned a little.
+
+    `pitch` is the range of how far it looks down, in radians.
+    """
     rng = np.random.default_rng([seed, index])
     fx, fy, cx, cy = intrinsics(size)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
     rays = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones(size)], axis=-1)
-    turn = _turn(pitch=rng.uniform(-0.05, 0.1), yaw=rng.uniform(-0.1, 0.1))
+    turn = _turn(pitch=rng.uniform(*pitch), yaw=rng.uniform(-0.1, 0.1))
     depth, surface, normals = _cast(rays @ turn, _planes(rng))  # rays in the room's axes
     raw = np.array([BACK, FLOOR, LEFT, RIGHT, BOXES[rng.integers(len(BOXES))]])[np.minimum(surface, 4)]
     raw[NO_LABEL], raw[LAST_CLASS] = 0, 40

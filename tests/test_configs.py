@@ -11,7 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fake_data import fake_dense_hdf5
+from fake_folder import write_folder
+from fake_nyud import write_nyud_pack
+from fake_pascal import write_pascal
 from medusa_cl.configs.check import check_overrides, groups
+from medusa_cl.data.loader import Augmentation, as_augmentation
 from medusa_cl.errors import ConfigError, MissingDataError, TaskError
 from medusa_cl.models import Backbone, MultiTaskModel
 from medusa_cl.run import instantiate
@@ -19,7 +23,7 @@ from medusa_cl.run import instantiate
 GROUPS = groups()
 TRAINER = {
     "device", "precision", "batch_size", "epochs", "max_steps", "base_steps", "lr_head", "lr_backbone", "workers",
-    "threads", "schedule", "clip", "weight_decay", "channels_last", "processes",
+    "threads", "schedule", "clip", "weight_decay", "channels_last", "processes", "select",
 }  # fmt: skip
 
 
@@ -69,19 +73,104 @@ def nyud_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fake_dense_hdf5(tmp_path_factory.mktemp("nyud") / "NYUD_MT.h5", {"train": 2, "test": 1}, classes=40)
 
 
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What makes each scenario small, by the first part of its name."""
+    nyud, pascal, folder = (tmp_path_factory.mktemp(name) for name in ("nyud", "pascal", "folder"))
+    write_nyud_pack(nyud / "NYUD_MT", "survey")
+    write_pascal(pascal)
+    write_folder(folder)
+    given = {name: [f"scenario.root={path}"] for name, path in (("nyud", nyud), ("pascal", pascal), ("folder", folder))}
+    sizes = ("train_size=2", "val_size=0", "test_size=1", "image_size=[32,64]")
+    return given | {"rooms": [f"scenario.{size}" for size in sizes]}
+
+
 @options("scenario")
-def test_scenarios_take_all_the_keys_they_are_configured_with(name: str, nyud_file: Path) -> None:
-    source = [f"scenario.root={nyud_file}"] if name.startswith("nyud") else []
+def test_scenarios_take_all_the_keys_they_are_configured_with(name: str, roots: dict[str, list[str]]) -> None:
+    source = roots[name.split("_")[0]]
     cfg = config(f"scenario={name}", "scenario.base=[semsegg]", "scenario.stream=[depth]", *source)
     assert cfg.scenario.name == name
     with pytest.raises(TaskError, match='Did you mean "semseg"'):  # cheap: names are looked at before anything is made
         instantiate(cfg.scenario)
 
 
-def test_the_nyud_scenario_is_made_of_its_configuration(nyud_file: Path) -> None:
-    scenario = instantiate(config("scenario=nyud_incremental", f"scenario.root={nyud_file}").scenario)
-    assert scenario.groups == [("semseg", "depth"), ("normals",), ("edges",)]
-    assert scenario.augmentation.zooms == (1.0, 1.2, 1.5)
+GROUPS_OF = {
+    "rooms_incremental": [("semseg", "depth"), ("normals",), ("edges",), ("reshading",)],
+    "nyud_incremental": [("semseg", "depth"), ("normals",), ("edges",)],
+    "nyud_incremental_long": [(n,) for n in ("semseg", "depth", "normals", "edges", "curvature", "keypoints2d")],
+    "pascal_incremental": [("semseg", "human_parts", "saliency"), ("normals",), ("edges",)],
+    "folder_incremental": [(n,) for n in ("semseg", "depth", "normals", "edges", "temperature")],
+}
+
+
+@options("scenario")
+def test_scenarios_are_made_of_their_configuration(name: str, roots: dict[str, list[str]]) -> None:
+    scenario = instantiate(config(f"scenario={name}", *roots[name.split("_")[0]]).scenario)
+    assert (scenario.name, scenario.groups) == (name, GROUPS_OF[name])
+    zooms = (1.0, 1.2, 1.5) if name.startswith("nyud") else (1.0,)
+    assert (scenario.augmentation.flip, scenario.augmentation.zooms) == (True, zooms)
+    size = tuple(scenario.test_stream[0].dataset[0].image.shape[1:])
+    assert size == {"pascal": (512, 512), "folder": (48, 40), "rooms": (32, 64)}.get(name.split("_")[0], (48, 64))
+
+
+@options("scenario")
+def test_a_scenarios_order_is_chosen_by_the_runs_seed(name: str, roots: dict[str, list[str]]) -> None:
+    cfg = config(f"scenario={name}", "scenario.order=random", *roots[name.split("_")[0]])
+    orders = set()
+    for cfg.seed in range(5):
+        orders.add(instantiate(cfg.scenario).stream)
+    assert len(orders) > 1
+    cfg.scenario.held_out = "semseg"
+    last = instantiate(cfg.scenario)
+    assert last.stream == ("semseg",)
+    assert set(last.base) == {task for group in GROUPS_OF[name] for task in group} - {"semseg"}
+
+
+@options("experiment")
+def test_experiments_are_made_of_their_configuration(name: str, roots: dict[str, list[str]]) -> None:
+    import timm
+
+    small = roots.get(name.split("_")[0], roots["rooms"])
+    cfg = config(f"experiment={name}", *small)
+    scenario = instantiate(cfg.scenario)
+    assert scenario.groups == GROUPS_OF[cfg.scenario.name]
+    assert cfg.backbone.name in timm.list_models()
+    strategy = {key: value for key, value in cfg.strategy.items() if key != "name"}
+    assert callable(instantiate(strategy))
+    assert len(scenario.test_stream[0].dataset[0].targets) == len(scenario.base)
+
+
+# What is common to papers on each data set, and what to take of them to be comparable.
+PROTOCOL = {
+    "nyud_hrnet18": ("nyud_incremental", (8, 100, None, None), (1.0, 1.2, 1.5), None, 0.0, None),
+    "nyud_crop": ("nyud_incremental", (4, 1000, 40000, 40000), (1.0,), (0.5, 2.0), 0.0, (448, 576)),
+    "pascal_hrnet18": ("pascal_incremental", (8, 60, None, None), (1.0,), (0.75, 1.25), 20.0, None),
+    "pascal_crop": ("pascal_incremental", (4, 1000, 40000, 40000), (1.0,), (0.5, 2.0), 0.0, (512, 512)),
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_protocols_say_what_the_field_compares_on(name: str) -> None:
+    scenario, steps, zooms, scale, rotation, crop = PROTOCOL[name]
+    cfg = config(f"experiment={name}")
+    trainer = cfg.trainer
+    assert cfg.scenario.name == scenario
+    assert (cfg.backbone.name, cfg.head_width) == ("hrnet_w18_small_v2", None)
+    assert (trainer.batch_size, trainer.epochs, trainer.max_steps, trainer.base_steps) == steps
+    assert (trainer.schedule, trainer.lr_head, trainer.lr_backbone, trainer.weight_decay) == ("poly", 1e-4, 1e-4, 1e-4)
+    assert (trainer.select, trainer.clip) == ("last", None)
+    assert as_augmentation(cfg.scenario.augment) == Augmentation(True, zooms, scale, rotation, crop)
+    assert cfg.scenario.image_size == (None if scenario.startswith("nyud") else [512, 512])
+
+
+def test_what_is_typed_goes_before_what_a_scenario_or_an_experiment_brings() -> None:
+    cfg = config("scenario=nyud_incremental", "backbone=resnet18", "trainer=gpu", "trainer.epochs=3", "head=plain")
+    assert (cfg.backbone.name, cfg.head_width, cfg.head.name) == ("resnet18", 32, "plain")
+    assert (cfg.trainer.epochs, cfg.trainer.max_steps, cfg.trainer.precision) == (3, None, "bf16")
+    cfg = config("experiment=pascal_crop", "backbone=resnet18", "scenario.stream=[edges]", "trainer.max_steps=7")
+    assert (cfg.backbone.name, cfg.trainer.max_steps, list(cfg.scenario.stream)) == ("resnet18", 7, ["edges"])
+    cfg = config("experiment=nyud_hrnet18", "scenario=nyud_incremental_long")
+    assert (cfg.scenario.name, list(cfg.scenario.base)) == ("nyud_incremental_long", ["semseg"])
 
 
 def test_errors_of_what_is_made_arrive_as_they_are(tmp_path: Path) -> None:
@@ -170,6 +259,12 @@ def test_frozen_plain_brings_its_head() -> None:
         ["head.width=null"],
         ["scenario.augment.zooms=[1.0,1.5]"],
         ["scenario.augment={flip: false}"],
+        ["scenario.augment.scale=[0.5,2]", "scenario.augment.crop=[448,576]", "scenario.augment.rotation=20"],
+        ["scenario=nyud_incremental", "scenario.download=true", "scenario.normals_frame=rub", "scenario.root=D"],
+        ["scenario=nyud_incremental_long", "scenario.order=random", "scenario.held_out=normals"],
+        ["scenario=pascal_incremental", "scenario.val_fraction=0.1", "trainer.select=val"],
+        ["scenario=folder_incremental", "scenario.on_bad_sample=skip", "scenario.image_size=[512,512]"],
+        ["experiment=nyud_hrnet18", "scenario.train_size=20", "scenario.test_size=10"],
         ["trainer.device=cuda:1"],
         ["+new.key=1"],
         ["++trainer.new=1", "++seed=3"],
@@ -203,6 +298,12 @@ def test_what_is_meant_passes(arguments: list[str]) -> None:
         ("trainer.lr_haed=0.1", "trainer.lr_head"),
         ("scenario.strem=[edges]", "scenario.stream"),
         ("scenario.augment.zoom=[1.0]", "scenario.augment.zooms"),
+        ("scenario.on_bad_samples=skip", "scenario.on_bad_sample"),
+        ("scenario.heldout=normals", "scenario.held_out"),
+        ("scenario.val_fracton=0.1", "scenario.val_fraction"),
+        ("scenario.normal_frame=rub", "scenario.normals_frame"),
+        ("scenario=pascal", "pascal_incremental"),
+        ("experiment=nyud_hrnet", "nyud_hrnet18"),
         ("strategy=medsua", "medusa"),
         ("strategy=medusa,finetun", "finetune"),
         ("scenario=rooms_incrementl", "rooms_incremental"),

@@ -78,7 +78,7 @@ def test_the_summary_says_everything(finished: tuple[Path, dict[str, Any]]) -> N
     kept = json.loads((home / summary["run_dir"] / "summary.json").read_text())
     assert kept == {k: v for k, v in summary.items() if k not in ("run_dir", "objective")}
     keys = "scenario strategy backbone head seed version device base stream primary matrix forgetting forgetting_best "
-    keys += "forgetting_percent transfer relative cost provenance stages"
+    keys += "forgetting_percent transfer relative cost provenance labels stages"
     assert set(keys.split()) == set(kept)
     assert (kept["base"], kept["stream"]) == (["semseg", "depth"], ["normals", "edges"])
     assert kept["primary"]["depth"] == {"metric": "rmse", "unit": "m", "higher_is_better": False}
@@ -181,6 +181,12 @@ def test_composed_plugins_are_named(nyud: Path, home: Path) -> None:
         ("trainer.device=gpu", ConfigError, 'Unknown trainer.device "gpu"'),
         ("trainer.precision=16", ConfigError, 'Unknown trainer.precision "16"'),
         ("trainer.schedule=cosin", ConfigError, 'Did you mean "cosine"'),
+        ("trainer.select=test", ConfigError, 'Unknown trainer.select "test".*Known: last, val'),
+        ("trainer.select=val", ConfigError, r"needs a val split\. Set scenario\.val_fraction=0\.1"),
+        ("scenario.held_out=normal", TaskError, 'Unknown task to hold out "normal".*Did you mean "normals"'),
+        ("scenario.order=radom", ConfigError, 'Unknown scenario.order "radom"'),
+        ("scenario.on_bad_sample=ignore", ConfigError, 'Unknown scenario.on_bad_sample "ignore"'),
+        ("scenario.image_size=[8,8]", ConfigError, r"scenario\.image_size of at least \[32, 48\]"),
         ("references=[frozen_plan]", ConfigError, 'Did you mean "frozen_plain"'),
         ("references=some", ConfigError, "Expected references=auto, none or a list"),
         ("base=nowhere", ConfigError, "no model.json in nowhere"),
@@ -303,7 +309,7 @@ def test_the_command_line(nyud: Path, home: Path) -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.strip() == (
         'error: Unknown scenario "rooms_incremantal". Did you mean "rooms_incremental"? '
-        "Known: nyud_incremental, rooms_incremental."
+        "Known: folder_incremental, nyud_incremental, nyud_incremental_long, pascal_incremental, rooms_incremental."
     )
     missing = call(*SMALL)
     assert missing.returncode == 2

@@ -171,8 +171,8 @@ _WHOLE = 0.9  # length of a cell's mean normal; those of cells on two surfaces a
 _FLAT = 0.98  # cosine of the normals of cells two apart on one plane
 _FOCAL = 1.0  # in image widths; a long guess is the careful one, it takes rays for more parallel than they are
 _MARGIN = 0.05  # a plane may seem to turn away by so much (cosine): noise, and the guessed focal length
-_FLOOR = 0.25
-_DEARER, _ACCORD = 0.0005, 0.8
+_FLOOR, _CLEAR, _FACING = 0.25, 0.2, 0.05  # the weights of what `detect_by_view` adds up
+_DEARER, _ACCORD, _MOST = 0.0005, 0.8, 0.02
 _IMAGES, _ENOUGH = 2.5, 0.01
 
 
@@ -181,17 +181,18 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
 
     A frame costs, in each image,
 
-        mean over planes of max(0, n . view - .05)                 seen surfaces face the camera: n . view < 0
-        - .25 max(0, mean of -n_y below - mean of |n_y| above)     floors point up, what is above them is upright
+        mean over planes of max(0, n . view - .05)                       seen surfaces face the camera: n . view < 0
+        - .25 max(0, mean of -n_y below - mean of |n_y| above - .2)      floors point up, what is above is upright
+        + .05 mean of n_z                                                most surfaces are not seen edge-on
 
-    where below and above are the lower and the upper third. The first decides z, and the sense of x: side walls and
-    the sides of furniture at the left face right, those at the right face left; mirrored, they would be seen from
-    behind. Round things are left out of it: nearly parallel rays see them turn away a little further than rays of the
-    focal length assumed could. Both decide which axis is y and its sense. Nothing is assumed of handedness.
+    where below and above are the lower and the upper third. The first and the last decide z, the second y. The sense of
+    x is decided by the first alone: side walls and the sides of furniture at the left face right, those at the right
+    face left; mirrored, they would be seen from behind. Round things are left out there: by nearly parallel rays they
+    are seen to turn away further than the focal length assumed allows. Nothing is assumed of handedness.
 
     The cheapest of the 48 frames is returned if each other one costs more beyond doubt: by .0005 on average, without
-    more than a tenth of all differences speaking against it, and in three images or so. Frontal walls alone, or round
-    things alone, leave the frame undecided.
+    more than a tenth of all differences (each at most .02, so that an odd image decides nothing) speaking against it,
+    and in three images or so. Frontal walls alone, or round things alone, leave the frame undecided.
 
     Args:
         maps: Normals as stored, H W 3 float, zero invalid; some dozens of images.
@@ -209,8 +210,9 @@ def detect_by_view(maps: Iterable[Array]) -> Frame | None:
 
 def _dearer(worse: Array) -> Array:
     """Return, for differences N K of costs, which of the K frames are too dear beyond doubt."""
-    total, counted = worse.sum(axis=0), np.clip(worse, -_ENOUGH, _ENOUGH)
-    clear = (total >= _DEARER * len(worse)) & (total >= _ACCORD * np.abs(worse).sum(axis=0))
+    weighed, counted = np.clip(worse, -_MOST, _MOST), np.clip(worse, -_ENOUGH, _ENOUGH)
+    total = weighed.sum(axis=0)
+    clear = (total >= _DEARER * len(worse)) & (total >= _ACCORD * np.abs(weighed).sum(axis=0))
     result: Array = clear & (counted.sum(axis=0) ** 2 >= _IMAGES * np.square(counted).sum(axis=0))
     return result
 
@@ -249,7 +251,7 @@ def _cost(normals: Array, rays: Array, flat: Array, row: Array) -> float:
     away = (flat * np.maximum(np.einsum("nk,nk->n", normals, rays) - _MARGIN, 0)).mean()
     above, below = normals[row < 1 / 3, 1], normals[row > 2 / 3, 1]
     floor = -below.mean() - np.abs(above).mean() if len(above) and len(below) else 0.0
-    return float(away - _FLOOR * max(0.0, floor))
+    return float(away + _FACING * normals[:, 2].mean() - _FLOOR * max(0.0, floor - _CLEAR))
 
 
 def _view_rays(height: int, width: int) -> Array:

@@ -230,7 +230,7 @@ def as_tensor(field: Field, stored: Array) -> Tensor:
     """
     import torch
 
-    first = stored if stored.ndim == 2 else np.ascontiguousarray(stored.transpose(2, 0, 1))
+    first = stored if stored.ndim == 2 else np.array(stored.transpose(2, 0, 1), order="C")
     if field.kind == "vector":
         return torch.from_numpy(_unit_vectors(field, first))
     values = decode(field, first)
@@ -693,7 +693,7 @@ def _inflated(dataset: h5py.Dataset, index: int) -> Array:
         raise OSError(f"chunk {index} cannot be decompressed") from error
     planes = np.frombuffer(plain, np.uint8).reshape(dtype.itemsize, -1)
     # Shuffled: all lowest bytes, then all second ones, ... Put together as numbers, five times faster than as bytes.
-    joined = planes[0].astype(f"<u{len(planes)}")
+    joined = planes[0] if len(planes) == 1 else planes[0].astype(f"<u{len(planes)}")
     for place, plane in enumerate(planes[1:], 1):
         joined |= plane.astype(joined.dtype) << (8 * place)
     stored: Array = joined.view(dtype).reshape(shape)

@@ -303,6 +303,7 @@ def test_the_root_may_be_the_folder_above(packs: dict[str, tuple[Path, Truth]]) 
 def test_a_folder_of_something_else_is_no_pack(tmp_path: Path) -> None:
     assert find_pack(tmp_path) is None and find_pack(tmp_path / "nowhere") is None
     (tmp_path / "images").mkdir()
+    assert find_pack(tmp_path) is None
     (tmp_path / "depth").mkdir()
     assert find_pack(tmp_path) == tmp_path
     (tmp_path / "tasks.yaml").write_text("tasks: {}\n")  # the user's own data

@@ -15,8 +15,8 @@ from medusa_cl.batch import collate
 from medusa_cl.data.hdf5 import HDF5Data, HDF5Writer
 from medusa_cl.data.loader import Augmentation
 from medusa_cl.data.split import DenseData
-from medusa_cl.errors import DataError, TaskError
-from medusa_cl.scenarios.dense import DenseExperience, DenseScenario, dense_scenario
+from medusa_cl.errors import ConfigError, DataError, TaskError
+from medusa_cl.scenarios.dense import DenseExperience, DenseScenario, arrange, dense_scenario
 
 KNOWN = [tasks.semseg(19), tasks.depth(), tasks.normals(), tasks.edges(), tasks.reshading()]
 
@@ -162,3 +162,51 @@ def test_an_empty_experience_is_refused(make: Callable[..., DenseScenario], tmp_
         make(["semseg", "depth"], ["normals"], data={"train": source, "test": source})
     assert "none.h5" in str(caught.value)
     assert "object at 0x" not in str(caught.value)
+
+
+NAMES = ["depth", "normals", "edges", "reshading", "keypoints2d"]
+
+
+def test_listed_names_stay_as_they_are() -> None:
+    assert arrange(["semseg", "depth"], ["normals", "edges"], seed=3) == (["semseg", "depth"], ["normals", "edges"])
+    assert arrange(("semseg",), ()) == (["semseg"], [])
+
+
+def test_a_random_order_depends_on_the_names_and_the_seed_alone() -> None:
+    orders = [tuple(arrange(["semseg"], NAMES, order="random", seed=seed)[1]) for seed in range(20)]
+    assert len(set(orders)) > 10
+    for seed, order in enumerate(orders):
+        assert arrange(["semseg"], NAMES[::-1], order="random", seed=seed) == (["semseg"], list(order))
+        assert arrange(["other", "semseg"], NAMES, order="random", seed=seed)[1] == list(order)
+    assert all(sorted(order) == sorted(NAMES) for order in orders)
+    assert {order[0] for order in orders} == set(NAMES)
+
+
+def test_what_is_held_out_makes_the_stream() -> None:
+    base, stream = ["semseg", "depth"], ["normals", "edges"]
+    assert arrange(base, stream, held_out="normals") == (["semseg", "depth", "edges"], ["normals"])
+    assert arrange(base, stream, held_out="semseg") == (["depth", "normals", "edges"], ["semseg"])
+    assert arrange(base, stream, held_out=["edges", "depth"]) == (["semseg", "normals"], ["edges", "depth"])
+    assert arrange(base, stream, held_out=[]) == (base, stream)
+    assert arrange([*base, *stream], [], held_out="edges") == (["semseg", "depth", "normals"], ["edges"])
+
+
+@pytest.mark.parametrize("order", ["listed", "random"])
+@pytest.mark.parametrize("held_out", [None, "depth", ["edges", "depth", "normals"]])
+def test_what_is_arranged_stays_so(order: str, held_out: str | list[str] | None) -> None:
+    once = arrange(["semseg", "depth"], ["normals", "edges"], order=order, held_out=held_out, seed=5)
+    assert arrange(*once, order=order, held_out=held_out, seed=5) == once
+
+
+def test_wrong_arrangements_are_answered() -> None:
+    with pytest.raises(TaskError, match=r'Unknown task to hold out "normal".*Did you mean "normals"'):
+        arrange(["semseg"], ["normals"], held_out="normal")
+    with pytest.raises(TaskError, match='"egdes"'):
+        arrange(["semseg"], ["edges", "normals"], held_out=["normals", "egdes"])
+    with pytest.raises(ConfigError, match=r'scenario\.order "randm".*Did you mean "random"'):
+        arrange(["semseg"], ["normals"], order="randm")
+
+
+def test_holding_out_all_leaves_no_base(make: Callable[..., DenseScenario]) -> None:
+    with pytest.raises(TaskError, match="base is empty"):
+        make(*arrange(["semseg"], ["depth"], held_out=["semseg", "depth"]))
