@@ -234,8 +234,9 @@ def _arrange(cfg: DictConfig) -> None:
 
     scenario = cfg.scenario
     options = {key: scenario[key] for key in ("order", "held_out", "seed") if key in scenario}
-    if options and scenario.base and scenario.stream:
-        scenario.base, scenario.stream = arrange(scenario.base, scenario.stream, **options)
+    base, stream = scenario.get("base"), scenario.get("stream")
+    if options and base is not None and stream is not None:
+        scenario.base, scenario.stream = arrange(base, stream, **options)
 
 
 def instantiate(config: Any, **options: Any) -> Any:

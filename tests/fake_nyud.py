@@ -66,7 +66,7 @@ def write_nyud_pack(
 def intrinsics(size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Return fx, fy, cx, cy of the colour camera for whole images reduced to a size, pixel centres at whole numbers."""
     s = size[1] / 640
-    return 518.8579 * s, 519.4696 * s, (325.5824 + 0.5) * s - 0.5, (253.7362 + 0.5) * s - 0.5
+    return 518.8579 * s, 519.4696 * s, (324.5824 + 0.5) * s - 0.5, (252.7362 + 0.5) * s - 0.5
 
 
 def room(seed: int, index: int, size: tuple[int, int], pitch: tuple[float, float] = (-0.05, 0.1)) -> dict[str, Array]:

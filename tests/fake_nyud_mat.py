@@ -23,7 +23,7 @@ shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtu
 NAMED = tuple(name.strip() for name in _LIST.split(","))
 NAMES = 894
 FULL_SIZE = (480, 640)
-INTRINSICS = (518.8579, 519.4696, 325.5824, 253.7362)  # at FULL_SIZE
+INTRINSICS = (518.8579, 519.4696, 324.5824, 252.7362)  # at FULL_SIZE
 UNLABELLED = np.s_[2:6, 30:38]
 THING = np.s_[20:28, 40:50]  # of a name that is none of the 37
 UNMEASURED = np.s_[10:14, 44:50]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from avalanche.core import SupervisedPlugin
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
@@ -191,11 +191,32 @@ def test_the_prepared_file_gives_the_packs_summary(miniatures: dict[str, Path], 
 # ---------------------------------------------------------------- options of the run
 
 
-def test_a_random_order_is_recorded_and_the_run_can_be_repeated(miniatures: dict[str, Path], home: Path) -> None:
-    options = ["scenario.order=random", "scenario.base=[semseg]", "scenario.stream=[depth,normals,edges]", "seed=4"]
-    made = verb.learn_stream(config("scenario=nyud_incremental", *options, f"scenario.root={miniatures['nyud']}"))
-    kept = DictConfig(made.cfg)
-    assert list(kept.scenario.stream) == list(made.scenario.stream) != ["depth", "normals", "edges"]
+ARRANGED = {
+    "scenario.order=random seed=1": (["semseg", "depth"], ["edges", "normals"]),
+    "scenario.held_out=depth": (["semseg", "normals", "edges"], ["depth"]),
+    "scenario.held_out=depth scenario.base=[semseg,depth,edges] scenario.stream=[]": (["semseg", "edges"], ["depth"]),
+}
+
+
+@pytest.mark.parametrize("options", ARRANGED)
+def test_the_configuration_kept_says_what_was_learnt_when(
+    options: str, miniatures: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that config.yaml, the line at the top and runs that start from this one agree."""
+    monkeypatch.setattr(verb, "_learn", lambda made: None)
+    made = verb.learn_stream(
+        config("scenario=nyud_incremental", *options.split(), f"scenario.root={miniatures['nyud']}")
+    )
+    kept = OmegaConf.load(made.run_dir / "config.yaml").scenario
+    assert (list(kept.base), list(kept.stream)) == ARRANGED[options]
+    assert (list(made.scenario.base), list(made.scenario.stream)) == ARRANGED[options]
+
+
+def test_a_scenario_of_ones_own_may_have_a_seed_and_no_base(home: Path) -> None:
+    cfg = OmegaConf.create({"scenario": {"seed": 3}})
+    OmegaConf.set_struct(cfg, True)
+    verb._arrange(cfg)
+    assert cfg == {"scenario": {"seed": 3}}
 
 
 def test_leaving_one_out(miniatures: dict[str, Path], home: Path) -> None:
@@ -251,19 +272,22 @@ def test_the_epoch_kept_is_chosen_on_val(
 # ---------------------------------------------------------------- damage on the way
 
 
-def damaged(folder: Path, *, train: int = 4) -> Path:
-    """Write a survey pack whose last training image has a depth that is cut short, and return that file."""
-    write_nyud_pack(folder / "NYUD_MT", "survey", train=train)
-    image = (folder / "NYUD_MT" / "gt_sets" / "train.txt").read_text().split()[-1]
+def damaged(folder: Path, split: str = "train") -> Path:
+    """Write a survey pack of which the last image of a split has a depth that is cut short, and return that file."""
+    write_nyud_pack(folder / "NYUD_MT", "survey", train=4)
+    image = (folder / "NYUD_MT" / "gt_sets" / f"{split}.txt").read_text().split()[-1]
     path = folder / "NYUD_MT" / "depth" / f"{image}.npy"
     path.write_bytes(path.read_bytes()[:-100])
     return path
 
 
-def test_a_damaged_image_stops_the_run_with_its_path(home: Path) -> None:
-    path = damaged(home / "mine")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_damaged_image_stops_the_run_with_its_path(split: str, home: Path) -> None:
+    """In training, or in the first evaluation (the pack's val is our test)."""
+    path = damaged(home / "mine", split)
+    steps = 9 if split == "train" else 1
     with pytest.raises(DataError, match="on_bad_sample=skip") as caught:
-        run(config("scenario=nyud_incremental", "scenario.root=mine", "trainer.base_steps=9", "out=here"))
+        run(config("scenario=nyud_incremental", "scenario.root=mine", f"trainer.base_steps={steps}", "out=here"))
     assert str(path.relative_to(home)) in str(caught.value)
     assert json.loads((home / "here" / "tracking.json").read_text())["status"] == "FAILED"
 

@@ -31,11 +31,11 @@ CLASSES = (
 )  # fmt: skip
 """The 40 classes, in the order of their ids."""
 
-INTRINSICS = (518.8579, 519.4696, 325.5824, 253.7362)
-"""fx, fy, cx, cy of the colour camera at 480 x 640, in pixels."""
+INTRINSICS = (518.8579, 519.4696, 324.5824, 252.7362)
+"""fx, fy, cx, cy of the colour camera at 480 x 640, in pixels counted from 0 (NYUD's own toolbox counts from 1)."""
 FULL, CROP = (480, 640), (425, 560)
-"""Sizes H, W of the whole images, and of the part that the depth camera sees (rows 45..470, columns 41..601)."""
-CROP_CORNER = (45, 41)
+"""Sizes H, W of whole images, and of what the depth camera sees of them: rows 46:470, columns 41:600, counted from 1."""
+CROP_CORNER = (45, 40)
 ROOTS = ("NYUD_MT", "NYUDv2")
 FOLDERS = {"image": "images", "semseg": "segmentation", "depth": "depth", "normals": "normals", "edges": "edge"}
 """Where a target stands below the root."""

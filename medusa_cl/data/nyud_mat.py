@@ -21,7 +21,7 @@ import numpy as np
 from medusa_cl.data.files import read_mat
 from medusa_cl.data.geometry import Array, Intrinsics, edges_from_labels, normals_from_depth
 from medusa_cl.data.hdf5 import FIELDS
-from medusa_cl.data.nyud import CLASSES
+from medusa_cl.data.nyud import CLASSES, CROP, CROP_CORNER, FULL, INTRINSICS
 from medusa_cl.errors import DataError, MissingDataError, unknown
 
 if TYPE_CHECKING:
@@ -33,11 +33,9 @@ SPLITS = "splits.mat"
 SPLITS_URL = f"https://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/{SPLITS}"
 MAPPING = "classMapping40.mat"
 
-SIZE = (480, 640)
-INTRINSICS: Intrinsics = (518.8579, 519.4696, 325.5824, 253.7362)
 Crop = tuple[int, int, int, int]
 """Rows and columns that are kept: top, bottom, left, right; the second and the last are the first left out."""
-VALID: Crop = (45, 470, 41, 601)
+VALID: Crop = (CROP_CORNER[0], CROP_CORNER[0] + CROP[0], CROP_CORNER[1], CROP_CORNER[1] + CROP[1])
 """Outside it, the file's pictures have a white frame and no measured depth."""
 
 _NAMED = tuple(name.replace("_", " ") for name in CLASSES[:-3])  # the file's names have blanks
@@ -355,7 +353,7 @@ def _range(numbers: Array) -> str:
 
 def _crop_of(size: tuple[int, int], crop: Crop | Literal["valid"] | None) -> Crop:
     if crop == "valid":
-        crop = VALID if size == SIZE else None
+        crop = VALID if size == FULL else None
     top, bottom, left, right = crop = crop or (0, size[0], 0, size[1])
     if not (0 <= top < bottom <= size[0] and 0 <= left < right <= size[1]):
         raise DataError(f"Expected a crop (top, bottom, left, right) within {size[0]} x {size[1]}, but got {crop}.")
@@ -365,6 +363,6 @@ def _crop_of(size: tuple[int, int], crop: Crop | Literal["valid"] | None) -> Cro
 def _intrinsics(size: tuple[int, int], crop: Crop) -> Intrinsics:
     """The camera's, for images of another size as if resized, and after the crop."""
     fx, fy, cx, cy = INTRINSICS
-    tall, wide = size[0] / SIZE[0], size[1] / SIZE[1]
+    tall, wide = size[0] / FULL[0], size[1] / FULL[1]
     # A pixel's centre has whole coordinates, so it is half a pixel from the corner that a resize leaves in place.
     return fx * wide, fy * tall, (cx + 0.5) * wide - 0.5 - crop[2], (cy + 0.5) * tall - 0.5 - crop[0]

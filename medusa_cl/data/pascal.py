@@ -79,7 +79,7 @@ _FIELDS: Mapping[str, Field] = {
     "normals": FIELDS["normals"],
     "edges": FIELDS["edges"],
 }
-_LOOKED_AT = 32  # images at most from which the normals' frame is found
+_LOOKED_AT = 64  # images at most from which the normals' frame is found
 
 
 class PascalPack:

@@ -24,7 +24,7 @@ from medusa_cl.data.geometry import (
 
 Array = NDArray[Any]
 
-NYUD = (518.8579, 519.4696, 325.5824, 253.7362)  # of 480 x 640
+NYUD = (518.8579, 519.4696, 324.5824, 252.7362)  # of 480 x 640
 CAMERA = (260.0, 262.0, 158.5, 121.5)  # of 240 x 320, off the centre and with two focal lengths
 ROOM = (
     ((0.0, -1.0, 0.0), 1.0),  # floor: y = 1 (y points down), its normal up

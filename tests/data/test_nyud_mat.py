@@ -207,14 +207,14 @@ def test_every_target_can_be_stored(pack: NYUDMat, name: str) -> None:
 def test_at_full_size_only_the_valid_part_is_given_out(tmp_path: Path) -> None:
     written = write_nyud_mat(tmp_path, count=3, size=FULL_SIZE)
     pack = NYUDMat(tmp_path)
-    assert pack.size("0001") == (425, 560) and pack.attrs["crop"] == [45, 470, 41, 601]
+    assert pack.size("0001") == (425, 560) and pack.attrs["crop"] == [45, 470, 40, 600]
     fx, fy, cx, cy = INTRINSICS
-    assert pack.attrs["intrinsics"] == pytest.approx([fx, fy, cx - 41, cy - 45])
-    assert np.array_equal(pack.image("0002"), written.images[1, 45:470, 41:601])
+    assert pack.attrs["intrinsics"] == pytest.approx([fx, fy, cx - 40, cy - 45])
+    assert np.array_equal(pack.image("0002"), written.images[1, 45:470, 40:600])
     depth, normals = pack.target("0002", "depth"), pack.target("0002", "normals")
     assert depth is not None and normals is not None
-    assert depth[0, 0] == written.depths[1, 45, 41] and depth[-1, -1] == written.depths[1, 469, 600]
-    truth = written.normals[45:470, 41:601]
+    assert depth[0, 0] == written.depths[1, 45, 40] and depth[-1, -1] == written.depths[1, 469, 599]
+    truth = written.normals[45:470, 40:600]
     assert np.median(np.abs(normals - truth).max(axis=-1)) < 1e-3
     whole = NYUDMat(tmp_path, crop=None)
     assert whole.size("0001") == FULL_SIZE and whole.attrs["intrinsics"] == pytest.approx(INTRINSICS)

@@ -290,7 +290,7 @@ def test_val_is_set_aside_of_train_the_same_for_every_seed(make: Make) -> None:
         assert ids(scenario, "test") == ids(whole, "test")
         assert [len(e.dataset) for e in scenario.val_stream] == [3] * 3
         assert {e.augmentation for e in scenario.val_stream} == {None}
-    assert ids(chosen[0], "val") != ids(whole, "train")[:3]
+    assert [ids(whole, "train").index(image) for image in ids(chosen[0], "val")] == [0, 2, 8], "in every version"
     assert list(ids(chosen[0], "train")) == [i for i in ids(whole, "train") if i not in ids(chosen[0], "val")]
 
 
@@ -433,6 +433,14 @@ def test_skipping_needs_no_cache_that_can_be_written(own: Path, make: Make, monk
     Path("file").write_text("")
     monkeypatch.setenv("MEDUSA_CL_CACHE", str(Path("file").resolve()))
     assert list(make(own, on_bad_sample="skip").skipped) == ["train"]
+
+
+@pytest.mark.xfail(reason="a split is opened by reading the size of each image, which a file without a header has not")
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_picture_that_is_none_is_left_out_too(content: bytes, own: Path, make: Make) -> None:
+    image = ids(make(own), "train")[1]
+    (own / "images" / f"{image}.jpg").write_bytes(content)
+    assert list(make(own, on_bad_sample="skip").skipped["train"]) == [image]
 
 
 def test_whole_data_skips_nothing(make: Make) -> None:
