@@ -337,8 +337,11 @@ class EdgeMetric(_PooledMetric):
         _check_shapes(prediction, target)
         valid = valid_map(target)
         maps = (prediction.detach().float(), target > 0.5, valid)
-        for probability, edge, known in zip(*(m.squeeze(1).cpu().numpy() for m in maps), strict=True):
-            radius = max(1.0, self.tolerance * _diagonal(known))
+        for image in zip(*(m.squeeze(1).cpu().numpy() for m in maps), strict=True):
+            height, width = _extent(image[2])
+            # Cut off, not masked: ridges beside the border are measured as where there is no padding.
+            probability, edge, known = (m[:height, :width] for m in image)
+            radius = max(1.0, self.tolerance * math.hypot(height, width))
             counts = match_edges(probability, edge, known, radius, self.THRESHOLDS)
             for name, values in zip(("predicted", "correct", "found", "edges"), counts, strict=True):
                 state = getattr(self, name)
@@ -425,9 +428,11 @@ def _highest_within(crest: FloatMap, line: BoolMap, radius: float) -> FloatMap:
     return highest
 
 
-def _diagonal(known: BoolMap) -> float:
+def _extent(known: BoolMap) -> tuple[int, int]:
+    """H, W up to the last row and column of which something is known; 1, 1 where nothing is."""
     places = np.argwhere(known)
-    return math.hypot(*(places.max(axis=0) + 1)) if len(places) else 0.0
+    height, width = places.max(axis=0) + 1 if len(places) else (1, 1)
+    return int(height), int(width)
 
 
 def _passed(values: FloatMap, thresholds: FloatMap) -> Counts:

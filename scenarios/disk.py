@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +167,8 @@ def disk_scenario(
         split: functools.partial(_opened, where, split, size, wanted) for split, size in _sizes(where, chosen).items()
     }
     splits = {split: opened() for split, opened in readers.items()}
+    if chosen["on_bad_sample"] == "stop":
+        _refuse_unreadable(splits.values())
     skipped = dict[str, Mapping[str, str]]()
     for split, opened in readers.items() if chosen["on_bad_sample"] == "skip" else ():
         good, faults = _checked(where, splits[split], split, chosen["progress"])
@@ -185,6 +187,13 @@ def disk_scenario(
     made.skipped = skipped
     made.about = _about(where, splits, made.label_notes, protocol or {})
     return made
+
+
+def _refuse_unreadable(splits: Iterable[StoredData]) -> None:
+    """Stop at once where that is known already; other damage is met when an image is read."""
+    for source in splits:
+        for fault in getattr(source, "unreadable", {}).values():
+            raise DataError(fault)
 
 
 def _check_options(options: DiskOptions) -> None:

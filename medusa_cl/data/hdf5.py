@@ -281,13 +281,13 @@ class HDF5Writer:
         self._file = self._open()
 
     def _open(self) -> h5py.File:
-        about = json.dumps(self.attrs, sort_keys=True)
+        about = json.dumps(self.attrs)  # in their order: that of tasks means something
         if not self.path.exists():
             file = h5py.File(self.path, "w")
             file.attrs.update(format=FORMAT, version=VERSION, about=about)
             return file
         file = _open(self.path, "r+")
-        if file.attrs["about"] != about:
+        if json.loads(file.attrs["about"]) != json.loads(about):
             found = file.attrs["about"]
             file.close()
             raise DataError(
@@ -464,8 +464,9 @@ class HDF5Data:
         self._described = {name: Field.read(parts[name]) for name in ("image", *self.fields)}
         self._has = {name: parts["has"][name][: self._size] for name in self.fields if f"has/{name}" in parts}
         self.content_hash = _content_hash(parts["digest"][: self._size])
-        self.image_size: tuple[int, int] = parts["image"].shape[1:3]
         self._extents: Array | None = parts["extent"][: self._size] if "extent" in parts else None
+        sizes = parts["image"].shape[1:3] if self._extents is None else self._extents.max(axis=0)
+        self.image_size: tuple[int, int] = (int(sizes[0]), int(sizes[1]))
         self.ids = tuple(parts["id"].asstr()[: self._size]) if "id" in parts else None
         self.attrs: dict[str, Any] = json.loads(file.attrs["about"])
         self._in_memory = sum(self._bytes_of(parts[name]) for name in self._described) <= memory_limit

@@ -34,7 +34,7 @@ CLASSES = (
 INTRINSICS = (518.8579, 519.4696, 324.5824, 252.7362)
 """fx, fy, cx, cy of the colour camera at 480 x 640, in pixels counted from 0 (NYUD's own toolbox counts from 1)."""
 FULL, CROP = (480, 640), (425, 560)
-"""Sizes H, W of whole images, and of what the depth camera sees of them: rows 46:470, columns 41:600, counted from 1."""
+"""Sizes H, W of whole images, and of what the depth camera sees: rows 46:470, columns 41:600, counted from 1."""
 CROP_CORNER = (45, 40)
 ROOTS = ("NYUD_MT", "NYUDv2")
 FOLDERS = {"image": "images", "semseg": "segmentation", "depth": "depth", "normals": "normals", "edges": "edge"}
@@ -244,7 +244,8 @@ class NYUDPack:
             frame = detect_by_view(normals for (normals,) in self._samples(_BY_VIEW, "normals"))
         if frame is None:
             raise DataError(
-                f"{self.root / FOLDERS['normals']}: the axes of its normals cannot be told from the images. Say where "
+                f"{self.root / FOLDERS['normals']}: the axes of its normals cannot be told from the images (by its "
+                "depth, where that has values). Say where "
                 "x, y and z of the stored normals point: scenario.normals_frame=rdf (right, down, forward), "
                 "scenario.normals_frame=rub (right, up, back) or another one."
             )

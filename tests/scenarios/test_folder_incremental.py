@@ -68,7 +68,6 @@ def test_another_order_in_tasks_yaml_makes_another_stream(tmp_path: Path) -> Non
     assert groups(written.root) == [("edges",), ("semseg",)]
 
 
-@pytest.mark.xfail(reason="a prepared file keeps its facts sorted by name, so the order of tasks.yaml is lost")
 def test_a_prepared_file_keeps_the_order_of_tasks_yaml(prepared: Path) -> None:
     assert groups(prepared) == [(name,) for name in TASKS]
 

@@ -120,8 +120,7 @@ def padded_and_alone(scenario: DenseScenario, written: Written, name: str, seed:
     return together.compute(), apart.compute()
 
 
-PADDED_RIDGES = pytest.mark.xfail(reason="ridges at an image's border are measured with the padding beside it")
-SCORED = [*("semseg", "human_parts", "saliency", "normals"), pytest.param("edges", marks=PADDED_RIDGES)]
+SCORED = ["semseg", "human_parts", "saliency", "normals", "edges"]
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -170,7 +169,6 @@ def test_a_prepared_file_gives_the_packs_samples_to_the_bit(
                 assert all(torch.equal(first.targets[name], second.targets[name]) for name in first.targets)
 
 
-@pytest.mark.xfail(reason="a prepared file's image_size is that of the largest image of all, not of those used")
 def test_the_first_images_of_a_prepared_file_are_padded_as_the_packs(written: Written, tmp_path: Path) -> None:
     prepare(written.root, tmp_path / "PASCAL_MT.h5", workers=1)
     for root in (written.root, tmp_path):
