@@ -331,7 +331,7 @@ def test_the_bare_command_beside_data_finds_it_and_says_that_weights_are_missing
     assert FOUND.format(train=3, test=2) in said
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-    for way in ('backbone "hrnet_w18_small_v2"', "checkpoint", "pretrained=False"):
+    for way in ('backbone "hrnet_w18_small_v2"', "checkpoint", "backbone.pretrained=false"):
         assert way in done.stderr
 
 

@@ -166,7 +166,7 @@ def test_without_a_network_the_ways_are_listed_at_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_reaches", lambda url: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     start = time.monotonic()
-    with pytest.raises(WeightsError, match=r"checkpoint=.*weights package.*hub can be reached.*pretrained=False"):
+    with pytest.raises(WeightsError, match=r"checkpoint=.*weights package.*hub can be reached.*pretrained=false"):
         Backbone.create(f"{TINY}.r160_in1k")
     assert time.monotonic() - start < 5
     assert not constants.HF_HUB_OFFLINE  # only while we asked
@@ -181,7 +181,7 @@ def test_weights_of_the_hub_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_networks_nobody_has_trained_are_refused() -> None:
-    with pytest.raises(WeightsError, match=r"publishes none.*pretrained=False"):
+    with pytest.raises(WeightsError, match=r"publishes none.*pretrained=false"):
         Backbone.create("efficientnet_lite1")
 
 
