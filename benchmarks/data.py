@@ -40,6 +40,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "flip, rotation, scale (PASCAL)": Augmentation(rotation=20.0, scale=(0.75, 1.25)),
     "flip, scale, crop 448x576": Augmentation(scale=(0.5, 2.0), crop=(448, 576)),
 }
+WAYS = ("survey pack", "prepared file", "prepared file, held in memory", "survey pack, files decoded only")
 FASTER = 3.0  # times, from a prepared file
 AUGMENTED_MS = 25.0
 GROWTH = 32 * 2**20  # bytes that a second pass may add: what allocators keep, not images
@@ -132,19 +133,14 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
     pack = PackData(NYUDPack(root), "train")
     prepared = HDF5Data(folder / "nyud.h5", "train", memory_limit=0)
     held = HDF5Data(folder / "nyud.h5", "train")
-    ways: dict[str, Callable[[int], object]] = {
-        "survey pack": read_all(pack),
-        "prepared file": read_all(prepared),
-        "prepared file, held in memory": read_all(held),
-        "survey pack, files decoded only": lambda index: load_files(root, index),
-    }
+    ways = (read_all(pack), read_all(prepared), read_all(held), lambda index: load_files(root, index))
     return {
         "images": images,
         "bytes_per_image": {
             "survey pack": sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) // images,
             "prepared file": (folder / "nyud.h5").stat().st_size // images,
         },
-        "read_ms": {name: milliseconds(read, len(pack)) for name, read in ways.items()},
+        "read_ms": {name: milliseconds(read, len(pack)) for name, read in zip(WAYS, ways, strict=True)},
         "augment_ms": augmenting(prepared),
         "growth_bytes": {"survey pack": growth(pack), "prepared file": growth(prepared)},
     }

@@ -1,10 +1,11 @@
-"""The yardstick of benchmarks/learns.py: constants found by hand, and what it refuses."""
+"""The yardsticks in benchmarks/: constants found by hand, and what they refuse."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,18 +16,19 @@ import torch
 from medusa_cl import tasks
 from medusa_cl.losses import valid_depth, valid_map
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "learns.py"
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("learns", SCRIPT)
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # data.py imports learns.py
     spec.loader.exec_module(module)
     return module
 
 
-learns = load()
+learns, data = load("learns"), load("data")
 
 
 def test_the_most_frequent_class_ignores_what_is_not_labelled() -> None:
@@ -125,3 +127,36 @@ def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left:
         learns.find_run([], tmp_path)
     assert "make demo" in str(left.value)  # a message as exit status means 1
+
+
+def test_reading_is_measured_on_a_pack_and_the_file_prepared_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "SIZE", (48, 64))
+    monkeypatch.setattr(data, "ROUNDS", 1)
+    monkeypatch.setattr(data, "AUGMENTATIONS", {"flip": data.Augmentation()})
+    found = data.measure(tmp_path, 4)
+    assert set(found["read_ms"]) == {*data.WAYS}
+    assert all(spent > 0 for spent in found["read_ms"].values())
+    machine = {"cpu": "some", "cores": 2, "python": "3"}
+    page = data.page(found | {"machine": machine, "date": "2026-01-01", "failures": ["x"]})
+    assert "48x64" in page and "Missed: x." in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"read_ms": {"survey pack": 20.0, "prepared file": 8.0}}, "2.5x"),
+        ({"augment_ms": {"flip": 25.1}}, "25.1 ms"),
+        ({"growth_bytes": {"prepared file": 2**26}}, "64 MiB"),
+    ],
+)
+def test_what_reading_misses_is_named(changes: dict[str, Any], named: str) -> None:
+    good = {
+        "read_ms": {"survey pack": 24.0, "prepared file": 8.0},
+        "augment_ms": {"flip": 25.0},
+        "growth_bytes": {"prepared file": 0},
+    }
+    assert data.failures(good) == []
+    (missed,) = data.failures(good | changes)
+    assert named in missed
