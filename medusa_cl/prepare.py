@@ -7,12 +7,17 @@ holds normals in our camera frame.
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
+import json
 import multiprocessing
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +48,29 @@ Advance = Callable[[int, int], None]
 
 
 @dataclass
+class Found:
+    """What verifying a field found: its values' range and the share of labelled pixels."""
+
+    low: float = np.inf
+    high: float = -np.inf
+    labelled: float = 0.0
+    images: int = 0
+
+
+@dataclass
+class Prepared:
+    """A finished file.
+
+    Attributes:
+        found: For each group and target the range of its labelled values.
+        left_out: What is wrong with the images that are not in it, by name.
+    """
+
+    found: dict[str, dict[str, Found]]
+    left_out: dict[str, str]
+
+
+@dataclass
 class Rows:
     """Some images as our format stores them, and what is wrong with those left out."""
 
@@ -63,7 +91,8 @@ def prepare(
     on_bad_sample: str = "stop",
     workers: int | None = None,
     progress: Advance | None = None,
-) -> dict[str, str]:
+    check: Advance | None = None,
+) -> Prepared:
     """Make a file of a pack, or go on making it; what stands there in the end has been verified.
 
     Args:
@@ -75,9 +104,10 @@ def prepare(
         on_bad_sample: "stop" at a damaged image, or "skip" it.
         workers: Processes; None = the processors this process may use, 1 = none besides this one.
         progress: Called with (images done, images in all).
+        check: The same, of what has been verified.
 
     Returns:
-        What is wrong with the images left out, by name.
+        What is in it, and what is wrong with the images left out.
 
     Raises:
         ConfigError: An option has no such value.
@@ -95,19 +125,23 @@ def prepare(
         raise ConfigError(f"Expected out=FILE.h5, but got out={out}.")
     pack = open_pack(path, source, normals_frame)
     splits = _splits(pack, derive)
+    part, lock = Path(f"{target}.part"), Path(f"{target}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        with FileLock(lock):
             if target.exists():
                 _refuse_other(target, splits)
-                return {}
-            faults = _write(Path(f"{target}.part"), splits, on_bad_sample, workers or _processors(), progress)
-            verify(Path(f"{target}.part"))
-            os.replace(f"{target}.part", target)
-        Path(f"{target}.lock").unlink(missing_ok=True)
+                return Prepared(verify(target, check), {})
+            faults = _write(part, splits, on_bad_sample, workers or _processors(), progress)
+            found = verify(part, check)
+            os.replace(part, target)
+            _left_out(part).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(_cannot_write(target, error)) from error
-    return faults
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+    return Prepared(found, faults)
 
 
 def _cannot_write(target: Path, error: OSError) -> str:
@@ -124,22 +158,22 @@ def _splits(pack: Pack, derive: Sequence[str]) -> dict[str, StoredData]:
     return {split: Derived(data, derive) for split, data in whole.items()} if derive else whole
 
 
-def _about(source: StoredData) -> dict[str, Any]:
-    """The facts of the file: nothing that differs between its splits."""
-    return dict(source.attrs)
+def _about(splits: dict[str, StoredData]) -> dict[str, Any]:
+    """The facts of the file, with a hash of all that it is made of: a changed pack is not mixed into what is there."""
+    states = {split: [data.content_hash, data.written, data.fields] for split, data in splits.items()}
+    state = hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
+    return next(iter(splits.values())).attrs | {"made_of": state}
 
 
 def _refuse_other(path: Path, splits: dict[str, StoredData]) -> None:
-    """A finished file must be of this pack, and have all that is asked for."""
-    from medusa_cl.data.hdf5 import HDF5Data, groups
+    """A finished file must be of this pack as it is now, and have all that is asked for."""
+    from medusa_cl.data.hdf5 import attrs_of
 
-    there = groups(path)
-    for split, source in splits.items():
-        if split in there:
-            data = HDF5Data(path, split)
-            if data.attrs == _about(source) and set(source.fields) <= set(data.fields):
-                continue
-        raise DataError(f"{path} is there already and holds other data. Choose another out=FILE.h5, or delete it.")
+    if attrs_of(path) != json.loads(json.dumps(_about(splits))):
+        raise DataError(
+            f"{path} is there already and holds other data, or the files it was made of have changed since. "
+            "Choose another out=FILE.h5, or delete it to make it anew."
+        )
 
 
 def _write(
@@ -147,23 +181,53 @@ def _write(
 ) -> dict[str, str]:
     from medusa_cl.data.hdf5 import HDF5Writer
 
-    first = next(iter(splits.values()))
+    about = _about(splits)
     described = {name: source.field(name) for source in splits.values() for name in source.fields}
     jobs: list[tuple[str, int, int]] = []
-    with HDF5Writer(part, _about(first), fields=described) as writer:
+    faults = _taken_up(part, about)
+    with HDF5Writer(part, about, fields=described) as writer:
         for split, source in splits.items():
             jobs += [
                 (split, i, min(i + CHUNK, len(source))) for i in range(_done(writer, split, source), len(source), CHUNK)
             ]
         total = sum(len(source) for source in splits.values())
-        done, faults = total - sum(stop - start for _, start, stop in jobs), dict[str, str]()
+        done = total - sum(stop - start for _, start, stop in jobs)
         for (split, start, stop), rows in zip(jobs, _read(jobs, splits, on_bad_sample, workers), strict=True):
-            faults |= rows.faults
+            if rows.faults:
+                faults |= rows.faults
+                _left_out(part).write_text(json.dumps(faults), encoding="utf-8")
             if rows.ids:
                 writer.append(split, rows.arrays, present=rows.present, extents=rows.extents, ids=rows.ids)
             done += stop - start
             if progress is not None:
                 progress(done, total)
+    return faults
+
+
+def _left_out(part: Path) -> Path:
+    """Where an unfinished file's faults are kept."""
+    return part.with_name(part.name + ".left_out.json")
+
+
+def _taken_up(part: Path, about: dict[str, Any]) -> dict[str, str]:
+    """Look whether what an earlier call left can be gone on from, and return the images it left out."""
+    from medusa_cl.data.hdf5 import HDF5Data, attrs_of, groups
+
+    if not part.exists():
+        _left_out(part).unlink(missing_ok=True)
+        return {}
+    try:
+        if attrs_of(part) != json.loads(json.dumps(about)):
+            raise DataError("it was begun of other data, or of files that have changed since")
+        for group, count in groups(part).items():
+            if count:
+                HDF5Data(part, group, memory_limit=0).verify()
+        faults: dict[str, str] = json.loads(_left_out(part).read_text()) if _left_out(part).exists() else {}
+    except (DataError, OSError, RuntimeError, KeyError, ValueError) as error:
+        warnings.warn(f"{part} is not gone on from, but begun anew: {error}", stacklevel=4)
+        part.unlink()
+        _left_out(part).unlink(missing_ok=True)
+        return {}
     return faults
 
 
@@ -173,8 +237,6 @@ def _done(writer: HDF5Writer, split: str, source: StoredData) -> int:
     if last is None:
         return 0
     assert source.ids is not None
-    if last not in source.ids:
-        raise DataError(f"{writer.path} holds image {last}, which is not in {source}. Delete it to start anew.")
     return source.ids.index(last) + 1
 
 
@@ -247,16 +309,6 @@ def _padded(source: StoredData, name: str, stored: Array | None) -> Array:
     return whole
 
 
-@dataclass
-class Found:
-    """What verifying a field found: its values' range and the share of labelled pixels."""
-
-    low: float
-    high: float
-    labelled: float
-    images: int
-
-
 def verify(path: Path, progress: Advance | None = None) -> dict[str, dict[str, Found]]:
     """Read all of a file and compare it with its digests; look at what its values are.
 
@@ -298,7 +350,7 @@ def _look(data: HDF5Data, index: int, name: str, found: dict[str, Found]) -> Non
     field = data.field(name)
     there = field.labelled(stored)
     if not there.any():
-        found.setdefault(name, Found(np.inf, -np.inf, 0.0, 0)).images += 1
+        found.setdefault(name, Found()).images += 1
         return
     smallest, largest = field.range if field.kind != "vector" else (-127, 127)
     largest = min(largest, len(field.classes) - 1) if field.classes else largest
@@ -309,7 +361,7 @@ def _look(data: HDF5Data, index: int, name: str, found: dict[str, Found]) -> Non
             f"but only {smallest}..{largest} has a meaning. Make the file again."
         )
     values = decode(field, stored)[there]
-    one = found.setdefault(name, Found(np.inf, -np.inf, 0.0, 0))
+    one = found.setdefault(name, Found())
     one.low, one.high = min(one.low, float(values.min())), max(one.high, float(values.max()))
     one.labelled += (float(there.mean()) - one.labelled) / (one.images + 1)
     one.images += 1
@@ -328,9 +380,13 @@ def main(arguments: list[str]) -> None:
     if "out" not in options:
         raise ConfigError(f"Expected out=FILE.h5.\n{USAGE}")
     out = Path(options.pop("out"))
-    if "--check" not in arguments:
+    from medusa_cl.tracking.console import bars
+
+    if "--check" in arguments:
+        with bars() as bar:
+            _report(out, verify(out, functools.partial(bar, "verifying")))
+    else:
         _prepare(out, options)
-    _report(out)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
@@ -344,15 +400,15 @@ def _options(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _prepare(out: Path, options: dict[str, str]) -> None:
-    from medusa_cl.tracking.console import make_console, progress
+    from medusa_cl.tracking.console import bars
 
     if "path" not in options:
         raise ConfigError(f"Expected path=, the data as you have it.\n{USAGE}")
     workers = options.get("workers", "")
     if workers and not (workers.isdecimal() and int(workers)):
         raise ConfigError(f"Expected workers of at least 1, but got workers={workers}.")
-    with progress("images", 1, make_console()) as bar:
-        faults = prepare(
+    with bars() as bar:
+        made = prepare(
             options["path"],
             out,
             options.get("source", "auto"),
@@ -360,20 +416,19 @@ def _prepare(out: Path, options: dict[str, str]) -> None:
             normals_frame=options.get("normals_frame", "auto"),
             on_bad_sample=options.get("on_bad_sample", "stop"),
             workers=int(workers) if workers else None,
-            progress=bar.to,
+            progress=functools.partial(bar, "images"),
+            check=functools.partial(bar, "verifying"),
         )
-    for image, fault in faults.items():
+    for image, fault in made.left_out.items():
         print(f"left out {image}: {fault}")
-    if faults:
-        print(f"{len(faults)} images were left out.")
+    if made.left_out:
+        print(f"{len(made.left_out)} images were left out.")
+    _report(out, made.found)
 
 
-def _report(out: Path) -> None:
+def _report(out: Path, found: dict[str, dict[str, Found]]) -> None:
     from medusa_cl.data.hdf5 import HDF5Data
-    from medusa_cl.tracking.console import make_console, progress
 
-    with progress("verifying", 1, make_console()) as bar:
-        found = verify(out, bar.to)
     for group, fields in found.items():
         data = HDF5Data(out, group)
         print(

@@ -68,8 +68,8 @@ def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
     with first.references_beside():
         learnt = [first]
         for line in cfg.get("compare") or []:
-            kept = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "experiment", "overwrite")]
-            chosen = [*kept, *line.split()]
+            kept = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
+            chosen = [*kept, *line.split(), "compare=[]"]
             other = hydra.compose("config", chosen)
             other.base = str(first.run_dir)
             other.trainer.threads = cfg.trainer.threads
@@ -296,7 +296,9 @@ def _set_up(
     _tell_data(scenario, console)
     if cfg.trainer.select == "val" and "val" not in scenario.data:
         raise ConfigError(
-            "trainer.select=val needs a val split. Set scenario.val_fraction=0.1, or trainer.select=last."
+            "trainer.select=val needs a val split with labels of every task. Set "
+            f"{'scenario.val_fraction=0.1' if 'val_fraction' in cfg.scenario else 'scenario.val_size=20'}, "
+            "or trainer.select=last."
         )
     if base is None:
         model = MultiTaskModel(instantiate(cfg.backbone), _head(cfg.head), str(cfg.trainer.precision))
@@ -330,33 +332,29 @@ def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
     base_tasks, new_tasks = (", ".join(cfg.scenario.get(part) or ()) for part in ("base", "stream"))
     stream = f": {base_tasks}, then {new_tasks}" if base_tasks and new_tasks else ""
     composed = " + ".join([cfg.strategy.name, *cfg.plugins])
-    first = "" if base is not None else f"{cfg.trainer.base_steps or 'all'} base, "
-    steps = f"{first}{cfg.trainer.max_steps or 'all'} a task"
+    trainer = cfg.trainer
+    first, each = (
+        f"{steps} steps" if steps else f"{trainer.epochs} epochs"
+        for steps in (trainer.base_steps or trainer.max_steps, trainer.max_steps)
+    )
+    length = f"{each} a task" if base is not None else f"{first} for the base, {each} a task"
     return {
         "scenario": f"{cfg.scenario.name}{stream}",
         "strategy": f"{composed}, freeze {cfg.strategy.freeze}, seed {cfg.seed}",
         "model": f"{cfg.backbone.name}, head {cfg.head.name}",
-        "steps": f"{steps}, batch {cfg.trainer.batch_size}",
+        "length": f"{length}, batch {trainer.batch_size}",
         "base": None if base is None else f"starts from {base}: its base tasks are not learnt again",
     }
 
 
 def _scenario(cfg: DictConfig, console: Any = None) -> DenseScenario:
     """Make the scenario; one that makes, fetches or reads through its data shows how far it is."""
-    from medusa_cl.tracking.console import progress
+    from medusa_cl.tracking.console import bars
 
-    with ExitStack() as stack:
-        shown: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                stack.close()  # one bar at a time
-                shown[what] = stack.enter_context(progress(what, total, console))
-            shown[what].to(done, total)
-
-        ours = str(cfg.scenario["_target_"]).startswith("medusa_cl.")
+    ours = str(cfg.scenario["_target_"]).startswith("medusa_cl.")
+    with bars(console) as advance:
         made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if ours and console else {}))
-        return made
+    return made
 
 
 def _tell_data(scenario: DenseScenario, console: Any) -> None:
@@ -541,7 +539,10 @@ def _reference_key(cfg: DictConfig, device: str, scenario: DenseScenario, weight
     trainer = _unnamed(cfg.trainer)
     return {
         "data": scenario.content_hash,
+        "written": [getattr(source, "written", "") for source in scenario.data.values()],
+        "sizes": [source.image_size for source in scenario.data.values()],
         "groups": scenario.groups,
+        "tasks": [task.describe() for task in scenario.tasks.values()],
         "augmentation": str(scenario.augmentation),
         "weights": weights_hash,
         "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},

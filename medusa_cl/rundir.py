@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medusa_cl.errors import ConfigError
@@ -37,6 +37,10 @@ def made(out: str | None, overwrite: bool, scenario: str, stem: str) -> Iterator
         yield path
     except BaseException:
         shutil.rmtree(path)  # nothing was learnt in it
+        if out is None:
+            with suppress(OSError):  # they hold other runs
+                path.parent.rmdir()
+                RUNS.rmdir()
         if there:
             aside.rename(path)
         raise

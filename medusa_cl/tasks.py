@@ -29,6 +29,9 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Draw = Callable[[NDArray[Any]], NDArray[np.uint8]]
 
 
+_MODULES = torch.nn.ModuleDict()  # refuses the names that it has itself, as "type" and "keys"
+
+
 def _unmoved(target: Tensor) -> Tensor:
     return target
 
@@ -64,6 +67,9 @@ class DenseTask:
             degrees, besides their place; positive is counter-clockwise as seen.
         classes: Names of the classes, for tasks that have some.
         options: What the function that made a built-in task was called with.
+
+    Raises:
+        TaskError: The name cannot be that of a file and of a module.
     """
 
     name: str
@@ -83,6 +89,13 @@ class DenseTask:
     on_rotate: Callable[[Tensor, float], Tensor] = _unrotated
     classes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could not be saved: heads are modules by their tasks' names, pictures are files."""
+        if not isinstance(self.name, str) or not self.name or set(self.name) & set("./\\"):
+            raise TaskError(f'Expected a task\'s name without ".", "/" and "\\", but got {self.name!r}. Rename it.')
+        if hasattr(_MODULES, self.name):
+            raise TaskError(f'A task cannot be called "{self.name}": torch\'s modules use that name. Rename it.')
 
     @property
     def sign(self) -> int:

@@ -139,7 +139,7 @@ def arrange(
     """
     if order not in ORDERS:
         raise ConfigError(unknown("scenario.order", order, ORDERS))
-    base, stream = list(base), list(stream)
+    base, stream = ([names] if isinstance(names, str) else list(names) for names in (base, stream))
     if held_out:
         alone = [held_out] if isinstance(held_out, str) else list(held_out)
         every = [*base, *stream]

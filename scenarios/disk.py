@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
+
 from medusa_cl.data.derived import DERIVATIONS, Derived
-from medusa_cl.data.hdf5 import MEMORY_LIMIT, HDF5Data, groups
+from medusa_cl.data.hdf5 import MEMORY_LIMIT, HDF5Data, attrs_of, groups
 from medusa_cl.data.loader import Augmentation, as_augmentation
 from medusa_cl.data.pack import Pack, PackData, Subset, require_labels, usable
 from medusa_cl.data.rooms import cache_dir
@@ -176,6 +178,9 @@ def disk_scenario(
             splits[split], skipped[split] = Subset(opened(memory_limit=0), good), faults
     if chosen["val_fraction"]:
         _set_aside(splits, chosen["val_fraction"])
+    unlabelled = [task for task in wanted if "val" in splits and not _any_label(splits["val"], task)]
+    if unlabelled:  # the user's own, perhaps for other tasks: nothing but trainer.select=val needs it
+        del splits["val"]
     for source in splits.values():
         if chosen["image_size"] is not None:
             source.image_size = _canvas(source, chosen["image_size"])
@@ -186,13 +191,25 @@ def disk_scenario(
     made.label_notes = label_notes(splits["train"], wanted)
     made.skipped = skipped
     made.about = _about(where, splits, made.label_notes, protocol or {})
+    if anew := _made_anew(where, splits["train"], wanted):
+        made.about += f"; {', '.join(anew)} computed at every read: python -m medusa_cl.prepare keeps such labels"
     return made
+
+
+def _made_anew(where: Path | Pack, source: StoredData, wanted: Sequence[str]) -> list[str]:
+    """Which derived targets no file holds."""
+    held = HDF5Data(where, "train").fields if isinstance(where, Path) else set(where.fields) - set(where.derived)
+    return [task for task in wanted if task in source.attrs.get("derived", {}) and task not in held]
+
+
+def _any_label(source: StoredData, task: str) -> bool:
+    return bool(np.asarray(source.has(task)).any())
 
 
 def _refuse_unreadable(splits: Iterable[StoredData]) -> None:
     """Stop at once where that is known already; other damage is met when an image is read."""
     for source in splits:
-        for fault in getattr(source, "unreadable", {}).values():
+        for fault in source.unreadable.values():
             raise DataError(fault)
 
 
@@ -245,15 +262,8 @@ def _checked(
 
 def _state(where: Path | Pack, source: StoredData) -> str:
     """Hash what is read and when it was written: a content hash is a prepared file's own word, or of a sample."""
-    files = [where] if isinstance(where, Path) else _files(where, source)
-    written = [source.content_hash, *(path.stat().st_mtime_ns for path in files)]
-    return hashlib.sha256(json.dumps(written).encode()).hexdigest()
-
-
-def _files(pack: Pack, source: StoredData) -> list[Path]:
-    names = ("image", *(name for name in source.fields if name in pack.fields))
-    found = (path for image in source.ids or () for name in names for path in pack.files(image, name))
-    return list(dict.fromkeys(found))
+    written = where.stat().st_mtime_ns if isinstance(where, Path) else source.written
+    return hashlib.sha256(json.dumps([source.content_hash, written, source.fields]).encode()).hexdigest()
 
 
 def _set_aside(splits: dict[str, StoredData], fraction: float) -> None:
@@ -289,7 +299,7 @@ def _check_meaning(source: StoredData, tasks: Sequence[DenseTask]) -> None:
                 f"{source}: `{task.name}` is stored with {field.ignore} for no label, but its task takes "
                 f"{task.ignore:g}: unlabelled pixels would be learnt. Give the task and the data one ignored value."
             )
-        if len(field.classes) > task.channels:
+        if field.classes and len(field.classes) != task.channels:
             raise DataError(
                 f"{source}: `{task.name}` has {len(field.classes)} classes, but its task {task.channels}. "
                 "Check that it is the data meant."
@@ -326,7 +336,12 @@ def _of(count: int, expected: int | None) -> str:
     return "" if expected in (None, count) else f" of {expected}"
 
 
-SCENARIO_OF = {"nyud": "nyud_incremental", "pascal": "pascal_incremental", "folder": "folder_incremental"}
+SCENARIO_OF = {
+    "rooms": "rooms_incremental",
+    "nyud": "nyud_incremental",
+    "pascal": "pascal_incremental",
+    "folder": "folder_incremental",
+}
 
 
 def open_data(path: Path, family: str, normals_frame: str = "auto") -> Path | Pack:
@@ -336,7 +351,7 @@ def open_data(path: Path, family: str, normals_frame: str = "auto") -> Path | Pa
         DataError: It is other data.
     """
     prepared = path.suffix in HDF5
-    source = str(HDF5Data(path, next(iter(groups(path)))).attrs.get("source", "")) if prepared else _sniffed(path)
+    source = str(attrs_of(path).get("source", "")) if prepared else _sniffed(path)
     refuse_other(path, source, family)
     return path if prepared else open_pack(path, source, normals_frame)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from medusa_cl.data.folder import FolderPack
-from medusa_cl.data.hdf5 import Field, HDF5Data, groups
+from medusa_cl.data.hdf5 import Field, attrs_of
 from medusa_cl.data.sources import HDF5, sniff
 from medusa_cl.errors import ConfigError, DataError
 from medusa_cl.scenarios.dense import DenseScenario
@@ -44,7 +44,7 @@ def folder_incremental(
     path = Path(root).expanduser()
     if path.suffix in HDF5:
         where = open_data(path, "folder")
-        described = HDF5Data(path, next(iter(groups(path)))).attrs.get("tasks", {})
+        described = attrs_of(path).get("tasks", {})
         known = {name: from_description(one) for name, one in described.items() if name not in (tasks or {})}
         known |= tasks or {}
     else:
@@ -54,12 +54,11 @@ def folder_incremental(
         known = where.tasks
     names = list(known)
     given: DiskOptions = {"name": "folder_incremental", **options}
-    if not given.get("base") and not given.get("stream"):
-        given["base"], given["stream"] = names[:1], names[1:]
-    elif not given.get("stream"):
-        given["stream"] = [name for name in names if name not in given["base"]]
-    elif not given.get("base"):
-        given["base"] = [name for name in names if name not in given["stream"]]
+    base, stream = given.get("base"), given.get("stream")
+    if base is None:
+        base = names[:1] if stream is None else [name for name in names if name not in stream]
+    given["base"] = base
+    given["stream"] = [name for name in names if name not in base] if stream is None else stream
     return disk_scenario(where, list(known.values()), **given)
 
 

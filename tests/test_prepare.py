@@ -70,7 +70,8 @@ def test_a_prepared_file_gives_the_packs_samples_to_the_bit(
     assert {"train", "test"} <= set(groups(tmp_path / "made.h5")) == set(pack.splits)
     for split in pack.splits:
         direct, made = PackData(pack, split), HDF5Data(tmp_path / "made.h5", split)
-        assert (made.ids, made.fields, made.attrs) == (direct.ids, direct.fields, direct.attrs)
+        facts = {key: value for key, value in made.attrs.items() if key != "made_of"}
+        assert (made.ids, made.fields, facts) == (direct.ids, direct.fields, direct.attrs)
         for index in range(len(direct)):
             assert torch.equal(made.image(index), direct.image(index))
             for task in direct.fields:
@@ -103,8 +104,7 @@ def test_derived_targets_are_kept_and_marked(packs: Callable[[str], Path], tmp_p
 def test_a_second_call_goes_on(packs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "CHUNK", 1)
     out = tmp_path / "made.h5"
-    whole = prepare(packs("survey"), tmp_path / "whole.h5", workers=1)
-    assert whole == {}
+    assert prepare(packs("survey"), tmp_path / "whole.h5", workers=1).left_out == {}
 
     def stop(done: int, total: int) -> None:
         if done == 2:
@@ -147,9 +147,56 @@ def test_a_damaged_image_stops_with_its_path_or_is_left_out(tmp_path: Path) -> N
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(DataError, match=f"{images[1]}.npy"):
         prepare(tmp_path, tmp_path / "made.h5", workers=1)
-    faults = prepare(tmp_path, tmp_path / "made.h5", workers=1, on_bad_sample="skip")
+    faults = prepare(tmp_path, tmp_path / "made.h5", workers=1, on_bad_sample="skip").left_out
     assert list(faults) == [images[1]] and damaged.name in faults[images[1]]
     assert HDF5Data(tmp_path / "made.h5", "train").ids == tuple(i for i in images if i != images[1])
+
+
+def test_images_left_out_before_an_interruption_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "CHUNK", 1)
+    write_nyud_pack(tmp_path / "NYUD_MT", "survey")
+    first = open_pack(tmp_path).splits["train"][0]
+    (tmp_path / "NYUD_MT/edge" / f"{first}.npy").write_bytes(b"")
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, tmp_path / "made.h5", workers=1, on_bad_sample="skip", progress=stop)
+    made = prepare(tmp_path, tmp_path / "made.h5", workers=1, on_bad_sample="skip")
+    assert list(made.left_out) == [first]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["NYUD_MT", "made.h5"]
+
+
+def test_data_that_has_changed_is_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "CHUNK", 1)
+    write_nyud_pack(tmp_path / "NYUD_MT", "survey", train=4)
+    listed = tmp_path / "NYUD_MT/gt_sets/train.txt"
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, tmp_path / "made.h5", workers=1, progress=stop)
+    listed.write_text("\n".join(reversed(listed.read_text().split())))
+    with pytest.warns(UserWarning, match="begun anew"):
+        prepare(tmp_path, tmp_path / "made.h5", workers=1)
+    assert HDF5Data(tmp_path / "made.h5", "train").ids == tuple(listed.read_text().split())
+    depth = next((tmp_path / "NYUD_MT/depth").glob("*.npy"))
+    depth.write_bytes(depth.read_bytes())
+    os.utime(depth, ns=(1, 1))
+    with pytest.raises(DataError, match="have changed since"):
+        prepare(tmp_path, tmp_path / "made.h5", workers=1)
+
+
+def test_a_damaged_part_is_begun_anew(packs: Callable[[str], Path], tmp_path: Path) -> None:
+    part = tmp_path / "made.h5.part"
+    part.write_bytes(b"half")
+    with pytest.warns(UserWarning, match="begun anew"):
+        prepare(packs("survey"), tmp_path / "made.h5", workers=1)
+    verify(tmp_path / "made.h5")
 
 
 def test_a_flipped_byte_is_found(packs: Callable[[str], Path], tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_composed_plugins_are_named(nyud: Path, home: Path) -> None:
         ("trainer.precision=16", ConfigError, 'Unknown trainer.precision "16"'),
         ("trainer.schedule=cosin", ConfigError, 'Did you mean "cosine"'),
         ("trainer.select=test", ConfigError, 'Unknown trainer.select "test".*Known: last, val'),
-        ("trainer.select=val", ConfigError, r"needs a val split\. Set scenario\.val_fraction=0\.1"),
+        ("trainer.select=val", ConfigError, r"needs a val split.*Set scenario\.val_fraction=0\.1"),
         ("scenario.held_out=normal", TaskError, 'Unknown task to hold out "normal".*Did you mean "normals"'),
         ("scenario.order=radom", ConfigError, 'Unknown scenario.order "radom"'),
         ("scenario.on_bad_sample=ignore", ConfigError, 'Unknown scenario.on_bad_sample "ignore"'),
@@ -262,7 +262,10 @@ def test_a_loss_that_explodes_leaves_a_valid_directory(nyud: Path, home: Path) -
 def test_references_can_be_learnt_beside_the_run(finished: tuple[Path, dict[str, Any]], nyud: Path, home: Path) -> None:
     """In a second process: the same numbers as in this one."""
     summary = run(small(nyud, "trainer.processes=2"))
-    assert summary["transfer"]["reference_values"] == finished[1]["transfer"]["reference_values"]
+    # Whether single-task nets are learnt too is decided by the clock.
+    beside, alone = (one["transfer"]["reference_values"] for one in (summary, finished[1]))
+    names = {"frozen_plain", "frozen_plain_control", "frozen_plain_medusa"}
+    assert names <= set(beside) and all(beside[name] == alone[name] for name in names)
     assert summary["matrix"] == finished[1]["matrix"]
 
 
@@ -315,6 +318,7 @@ def test_the_command_line(nyud: Path, home: Path) -> None:
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: NYUD-v2 was not found.")
     assert "Traceback" not in missing.stderr
+    assert not list(home.iterdir()), "nothing was learnt, so nothing is left"
     fine = call(*SMALL, f"scenario.root={nyud}", "references=none", "scenario.stream=[normals]")
     assert fine.returncode == 0, fine.stderr
     first = fine.stdout.splitlines()[0]

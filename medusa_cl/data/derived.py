@@ -69,7 +69,7 @@ class Derived:
         self.source, self.path = source, source.path
         self.fields = (*source.fields, *self.made)
         self.ids, self.image_size = source.ids, source.image_size
-        self.unreadable: Mapping[str, str] = getattr(source, "unreadable", {})
+        self.unreadable, self.written = source.unreadable, source.written
         how = {name: derivation.how for name, derivation in self.made.items()}
         self.attrs = source.attrs | {"derived": source.attrs.get("derived", {}) | how}
         self.content_hash = hashlib.sha256(f"{source.content_hash} {sorted(self.made)}".encode()).hexdigest()

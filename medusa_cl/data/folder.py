@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from medusa_cl.data.files import image_size, read_image, reading, same_size
+from medusa_cl.data.files import image_size, looking_into, read_image, reading, same_size, splits_of
 from medusa_cl.data.folder_tasks import EXAMPLE, FILE, FolderTask, folder_task, number, python_task
 from medusa_cl.data.hdf5 import Field
 from medusa_cl.errors import ConfigError, DataError, MissingDataError, nearest, unknown
@@ -70,15 +70,17 @@ class FolderPack:
         fields: Mapping[str, Field] | None = None,
     ) -> None:
         self.name = "folder of your own data"
-        self.root = _laid_out(Path(root))
+        with looking_into(Path(root)):
+            self.root = _laid_out(Path(root))
         entries, fractions = _read_tasks(self.root / FILE, needed=not tasks)
         named = {name: python_task(task, entries.get(name), (fields or {}).get(name)) for name, task in _named(tasks)}
         self._tasks: dict[str, FolderTask] = {**entries, **named}
         made = {name: entry.task() for name, entry in entries.items() if name not in named}
-        self._images = _index(self.root / "images", IMAGES)
-        self._labels = {name: self._index_labels(task) for name, task in self._tasks.items()}
-        self._refuse_undescribed()
-        self.splits: dict[str, tuple[str, ...]] = self._split(fractions)
+        with looking_into(self.root):
+            self._images = _index(self.root / "images", IMAGES)
+            self._labels = {name: self._index_labels(task) for name, task in self._tasks.items()}
+            self._refuse_undescribed()
+            self.splits: dict[str, tuple[str, ...]] = self._split(fractions)
         self.fields: dict[str, Field] = {name: task.field for name, task in self._tasks.items()}
         self.derived: dict[str, str] = {}
         self.tasks: dict[str, DenseTask] = {name: (tasks or {}).get(name) or made[name] for name in self._tasks}
@@ -147,6 +149,7 @@ class FolderPack:
         there = [path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))]
         odd = sorted(set(there) - known)
         if odd:
+            _refuse_unprintable(self.root, odd[0])
             raise DataError(
                 f"{self.root / odd[0]} is in no entry of {self.root / FILE}.{nearest(odd[0], known)} Describe it "
                 f'there, or start its name with "_" so that it is left alone.'
@@ -208,10 +211,11 @@ def _read_tasks(path: Path, needed: bool) -> tuple[dict[str, FolderTask], dict[s
 def _load_yaml(path: Path) -> dict[Any, Any]:
     import yaml
 
+    with reading(path, sample=False):
+        text = path.read_text(encoding="utf-8-sig")
     try:
-        with reading(path):
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-01 is no date, a ValueError
         raise ConfigError(
             f"{path} is not YAML: {' '.join(str(error).split())}. For instance:\n\n{EXAMPLE}\n"
         ) from error
@@ -255,33 +259,21 @@ def _listed(folder: Path, images: Mapping[str, str], root: Path) -> dict[str, tu
         if not (folder / f"{split}.txt").is_file():
             found = _shown(sorted(path.name for path in folder.iterdir())) or "nothing"
             raise DataError(f"{folder / split}.txt does not exist; {folder} holds {found}. Write one image id a line.")
-    splits = {split: _ids(folder / f"{split}.txt", images) for split in SPLITS if (folder / f"{split}.txt").is_file()}
-    seen: dict[str, str] = {}
+    lists = {split: folder / f"{split}.txt" for split in SPLITS if (folder / f"{split}.txt").is_file()}
+    splits = splits_of(lists, blanks=True)
     for split, ids in splits.items():
-        for image in ids:
-            if image in seen:
-                raise DataError(f"{folder / split}.txt lists {image}, which {seen[image]}.txt lists too.")
-            seen[image] = split
+        _require_images(lists[split], ids, images)
     return splits
 
 
-def _ids(path: Path, images: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the ids of a split file; other than those of the packs, they may hold blanks."""
-    with reading(path):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise DataError(f"{path} lists no image. Expected one image id a line.")
+def _require_images(path: Path, ids: Sequence[str], images: Mapping[str, str]) -> None:
+    """Refuse a split file that lists what is no image."""
     missing = [image for image in ids if image not in images]
     if missing:
         raise DataError(
             f"{path} lists {len(missing)} images that are not in images/: {_shown(missing)}."
             f"{nearest(missing[0], images)} An id is the path below images/ without the suffix."
         )
-    if len(set(ids)) < len(ids):
-        twice = next(image for image in ids if ids.count(image) > 1)
-        raise DataError(f"{path} lists {twice} twice. Name each image once.")
-    return tuple(ids)
 
 
 def _index(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
@@ -306,11 +298,42 @@ def _index(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Give the files below a folder as paths from it, with "/" everywhere."""
-    for place, folders, names in os.walk(folder, followlinks=True):
+    """Give the files below a folder as paths from it, with "/" everywhere.
+
+    Raises:
+        DataError: A link leads back to a folder that holds it, or a name is not UTF-8.
+        OSError: A folder cannot be listed.
+    """
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        _refuse_loops(folder, Path(place), folders)
         below = Path(place).relative_to(folder)
-        yield from ((below / n).as_posix() for n in names if not n.startswith(".") and n.lower() not in _LITTER)
+        for name in names:
+            if not name.startswith(".") and name.lower() not in _LITTER:
+                _refuse_unprintable(Path(place), name)
+                yield (below / name).as_posix()
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refuse_loops(folder: Path, place: Path, names: Sequence[str]) -> None:
+    links = [place / name for name in names if (place / name).is_symlink()]
+    if not links:
+        return
+    way = [place.parents[i] for i in range(len(place.relative_to(folder).parts))]  # from `place` up to `folder`
+    above = {place.resolve(), *(step.resolve() for step in way), *folder.resolve().parents}
+    for link in links:
+        if link.resolve() in above:
+            raise DataError(f"{link} links to {link.resolve()}, a folder that holds it. Remove the link.")
+
+
+def _refuse_unprintable(place: Path, name: str) -> None:
+    try:
+        str(place / name).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{str(place / name)!r}: its name is not in UTF-8. Rename it.") from error
 
 
 def _frames(tasks: Mapping[str, FolderTask]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "curvature": (*_EVERY, *_LINEAR),
     "regression": (*_EVERY, *_LINEAR, "unit", "channels", "shown"),
 }
+_SHADES = ("saliency", "edges", "reshading", "keypoints2d")
 _READ_AS = {"label": "semseg", "value": "regression", "vector": "normals", "image": "regression"}
 
 
@@ -104,7 +105,9 @@ class FolderTask:
         Raises:
             DataError: It is damaged, or holds something else than its task's entry says.
         """
-        stored = _shaped(path, self.field, read_map(path))
+        # Shades are shares of the type's range; where numbers are said, they are the stored ones.
+        shades = self.kind in _SHADES and self.scale is None and not self.ignore
+        stored = _shaped(path, self.field, read_map(path, spread=shades))
         return _VALUES[self.kind](self, stored, path)
 
     def task(self) -> DenseTask:
@@ -224,6 +227,12 @@ def _nonzero(where: str, value: Any) -> float:
     return found
 
 
+def _positive(where: str, value: Any) -> float:
+    if (found := number(where, value)) <= 0:
+        raise ConfigError(f"{where}: expected a number above 0, but got {value!r}.")
+    return found
+
+
 def _ignored_numbers(where: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list) else [value]
     kept = [v for v in values if v is not None and not _is_nan(v)]  # NaN is ignored in any case
@@ -278,10 +287,10 @@ def _text(where: str, value: Any) -> str:
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "folder": _folder_name,
-    "loss_weight": _nonzero,
+    "loss_weight": _positive,
     "ignore": _ignored_numbers,
     "classes": _names,
-    "tolerance": _nonzero,
+    "tolerance": _positive,
     "scale": _nonzero,
     "offset": number,
     "frame": _frame_name,

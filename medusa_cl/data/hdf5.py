@@ -7,7 +7,7 @@ targets in compact types, one compressed chunk an image. A dataset's attributes 
     digest        N 32 uint8     SHA-256 of each image's fields; its length is the number of images
     has/<field>   N bool         only where some images lack that target
     extent        N 2 uint16     only where images differ in size: the H, W of each, in the upper left of H W
-    id            N string       only where images have names
+    id            N string       only where images have names (UTF-8, at most 256 bytes)
 
 Rows after the last digest belong to an interrupted append: they are not read, and the next append writes over them.
 """
@@ -18,7 +18,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ Array = NDArray[Any]
 FORMAT = "medusa_cl"
 VERSION = 1
 MEMORY_LIMIT = 1 << 30
+ID_BYTES = 256  # of fixed length: HDF5's variable ones are lost with a process killed while it writes
 KINDS = ("image", "label", "value", "vector")
 
 
@@ -388,7 +390,7 @@ class HDF5Writer:
             raise DataError(f"{self.path}: the images before have extents or ids and these have not, or the reverse.")
         rows = {
             "extent": None if extents is None else np.asarray(extents, np.uint16).reshape(size, 2),
-            "id": None if ids is None else np.array(ids, dtype=object),
+            "id": None if ids is None else _names(ids),
         }
         for name, array in rows.items():
             if array is not None:
@@ -426,6 +428,8 @@ class HDF5Data:
         content_hash: SHA-256 over the stored bytes of all fields of the images used.
         image_size: H, W of the largest image.
         ids: The images' names, where the file has them.
+        unreadable: None; a pack may know of some.
+        written: Empty; a pack says here when its files were written.
         attrs: Facts about the whole file, as given to the writer.
 
     Raises:
@@ -443,7 +447,9 @@ class HDF5Data:
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.path, self.group = Path(path), group
-        with _open(self.path, "r") as file:
+        self.unreadable: Mapping[str, str] = {}
+        self.written = ""  # the content hash is of every byte
+        with _open(self.path, "r") as file, _header(self.path):
             self._read_header(file, size, tasks, memory_limit)
         self._arrays: dict[str, Array] = {}
         self._file: h5py.File | None = None
@@ -613,8 +619,20 @@ def groups(path: str | Path) -> dict[str, int]:
         MissingDataError: There is no such file.
         DataError: The file is damaged or foreign.
     """
-    with _open(Path(path), "r") as file:
+    with _open(Path(path), "r") as file, _header(Path(path)):
         return {name: len(file[name]["digest"]) for name in file if f"{name}/digest" in file}
+
+
+def attrs_of(path: str | Path) -> dict[str, Any]:
+    """Return the facts about a file of our format, as given to the writer.
+
+    Raises:
+        MissingDataError: There is no such file.
+        DataError: The file is damaged or foreign.
+    """
+    with _open(Path(path), "r") as file, _header(Path(path)):
+        attrs: dict[str, Any] = json.loads(file.attrs["about"])
+    return attrs
 
 
 _REMAKE = "Delete the file and make or fetch it again."
@@ -632,6 +650,15 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
+@contextmanager
+def _header(path: Path) -> Iterator[None]:
+    """Turn what HDF5 raises about damaged metadata into a `DataError` that names the file."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: its description cannot be read ({error}). {_REMAKE}") from error
+
+
 def _open(path: Path, mode: str) -> h5py.File:
     """Open a file of our format, or say why that cannot be."""
     if not path.is_file():
@@ -641,8 +668,14 @@ def _open(path: Path, mode: str) -> h5py.File:
         file = h5py.File(path, mode, locking=False if mode == "r" else None)
     except OSError as error:
         raise DataError(f"{path} {_why_not_open(error)}") from error
-    found, version = file.attrs.get("format"), file.attrs.get("version", 0)
-    if found == FORMAT and version <= VERSION and "about" in file.attrs:
+    try:
+        with _header(path):
+            found, version = file.attrs.get("format"), file.attrs.get("version", 0)
+            ours = found == FORMAT and version <= VERSION and "about" in file.attrs
+    except DataError:
+        file.close()
+        raise
+    if ours:
         return file
     file.close()
     if found == FORMAT and version > VERSION:
@@ -701,6 +734,13 @@ def _inflated(dataset: h5py.Dataset, index: int) -> Array:
     return stored
 
 
+def _names(ids: Sequence[str]) -> Array:
+    names = [name.encode("utf-8") for name in ids]
+    if longest := max((name for name in names if len(name) > ID_BYTES), default=None):
+        raise DataError(f"Expected image names of at most {ID_BYTES} bytes, but got {len(longest)}: {longest!r}.")
+    return np.array(names, h5py.string_dtype("utf-8", ID_BYTES))
+
+
 def _put(group: h5py.Group, name: str, start: int, rows: Array) -> None:
     """Write rows from `start` on; what stood there or after is gone."""
     if name not in group:
@@ -709,9 +749,9 @@ def _put(group: h5py.Group, name: str, start: int, rows: Array) -> None:
             name,
             shape=(0, *rows.shape[1:]),
             maxshape=(None, *rows.shape[1:]),
-            dtype=h5py.string_dtype() if rows.dtype == object else rows.dtype,
+            dtype=rows.dtype,
             chunks=(1 if rows.ndim > 2 else 1024, *rows.shape[1:]),
-            **(picture if rows.ndim > 2 else {}),
+            **(picture if rows.ndim > 2 or rows.dtype.kind == "S" else {}),
         )
     group[name].resize(start + len(rows), axis=0)
     if len(rows):

@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from medusa_cl.data.files import Array, ids_of, image_size, read_image, read_map, read_mat, require_files, same_size
+from medusa_cl.data.files import (
+    Array,
+    image_size,
+    looking_into,
+    read_image,
+    read_map,
+    read_mat,
+    require_files,
+    same_size,
+    splits_of,
+)
 from medusa_cl.data.frames import Frame, detect_by_depth, detect_by_view, vectors_of_bytes, vectors_of_floats
 from medusa_cl.data.hdf5 import FIELDS, Field
 from medusa_cl.errors import DataError, MissingDataError
@@ -81,9 +91,10 @@ def nyud_pack(path: str | Path, normals_frame: str = "auto") -> NYUDPack:
         ConfigError: There is no such frame.
     """
     path = Path(path).expanduser()
-    root = find_pack(path)
-    if root is None:
-        raise _nothing_at(path)
+    with looking_into(path):
+        root = find_pack(path)
+        if root is None:
+            raise _nothing_at(path)
     return NYUDPack(root, normals_frame)
 
 
@@ -150,23 +161,24 @@ class NYUDPack:
     Attributes:
         format: Which of `FORMATS` it is.
         suffixes: The extension of the files in each folder that is there.
-        frame: That of the stored normals, where there are any.
-        attrs: "source", "intrinsics" where known, and of normals "source_frame" and "frame_detected".
+        frame: That of the stored normals; None where there are none, or it cannot be detected: reading normals is
+            refused then, and the other targets are not.
+        attrs: "source", "intrinsics" where known, and of normals "source_frame" and "frame_detected" where known.
 
     Raises:
         MissingDataError: The root is missing or empty.
-        DataError: The files are not those of one of the three packs, files that the splits list are missing, or the
-            frame is to be detected and cannot.
+        DataError: The files are not those of one of the three packs, or files that the splits list are missing.
         ConfigError: There is no such frame.
     """
 
     def __init__(self, root: str | Path, normals_frame: str = "auto") -> None:
         self.root = Path(root).expanduser()
-        if not _is_root(self.root):
-            raise _nothing_at(self.root)
         given = None if normals_frame == "auto" else Frame.parse(normals_frame)
-        self.splits = _splits(self.root)
-        self.suffixes = _suffixes(self.root, self.splits)
+        with looking_into(self.root):
+            if not _is_root(self.root):
+                raise _nothing_at(self.root)
+            self.splits = _splits(self.root)
+            self.suffixes = _suffixes(self.root, self.splits)
         self.format = _format_of(self.root, self.suffixes)
         self.name = f"{self.format.name} of NYUD-v2"
         self.derived: dict[str, str] = {}
@@ -176,8 +188,13 @@ class NYUDPack:
             limit = len(CLASSES) - 1
             self.fields["semseg"] = dataclasses.replace(FIELDS["semseg"], limit=limit, classes=CLASSES)
         self.attrs: dict[str, Any] = {"source": f"nyud/{self.format.key}", **self._camera()}
-        if "normals" in self.fields:
-            self.frame = given or self._detect()
+        self.frame, self._undecided = given, ""
+        if "normals" in self.fields and given is None:
+            try:
+                self.frame = self._detect()
+            except DataError as error:  # who reads normals will hear of it
+                self._undecided = str(error)
+        if "normals" in self.fields and self.frame is not None:
             self.attrs |= {"source_frame": self.frame.name, "frame_detected": given is None}
 
     def __repr__(self) -> str:
@@ -219,12 +236,16 @@ class NYUDPack:
             zero ignored. edges: H W uint8 in {0, 1}, 255 ignored.
 
         Raises:
-            DataError: The file is damaged, not of the image's size, or holds what it cannot.
+            DataError: The file is damaged, not of the image's size, or holds what it cannot; or the frame of normals
+                is to be detected and cannot.
         """
         if target not in self.fields:
             return None
-        values = self._values(image, target)
-        return self.frame.to_ours(values) if target == "normals" else values
+        if target != "normals":
+            return self._values(image, target)
+        if self.frame is None:
+            raise DataError(self._undecided)
+        return self.frame.to_ours(self._values(image, target))
 
     def _values(self, image: str, target: str) -> Array:
         """Return values as they are stored: normals in the pack's own frame."""
@@ -275,11 +296,7 @@ def _splits(root: Path) -> dict[str, tuple[str, ...]]:
     for path in lists.values():
         if not path.is_file():
             raise DataError(f"{path} is missing. Expected one image id a line in it. Unpack the data again.")
-    splits = {split: tuple(ids_of(path)) for split, path in lists.items()}
-    both = [image for image in splits["train"] if image in set(splits["test"])]
-    if both:
-        raise DataError(f"{lists['test']} lists {both[0]}, which train.txt lists too. An image belongs to one split.")
-    return splits
+    return splits_of(lists)
 
 
 def _suffixes(root: Path, splits: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -395,7 +412,7 @@ def _normals(path: Path, stored: Array) -> Array:
 
 
 def _edge_picture(path: Path) -> Array:
-    stored = _plane(path, read_map(path))
+    stored = _plane(path, read_map(path, spread=True))
     if stored.dtype != np.uint8:
         raise DataError(f"{path}: expected a picture of 8 bits, 255 where there is an edge, but got {stored.dtype}.")
     return (stored > 127).astype(np.uint8)

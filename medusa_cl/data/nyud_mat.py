@@ -308,7 +308,7 @@ def _by_name(path: Path, names: list[str]) -> Array:
 
 def _by_mapping(path: Path, names: list[str]) -> Array:
     """Return the class of each label from `mapClass`, which must agree with the names."""
-    (found,) = read_mat(path, "mapClass")
+    (found,) = read_mat(path, "mapClass", sample=False)
     numbers = np.ravel(found)
     if len(numbers) != len(names) or not np.isin(numbers, np.arange(1, len(CLASSES) + 1)).all():
         raise DataError(
@@ -344,7 +344,7 @@ def _read_splits(path: Path, count: int) -> dict[str, tuple[str, ...]]:
 
 
 def _indices(path: Path) -> tuple[Any, ...]:
-    return read_mat(path, "trainNdxs", "testNdxs")
+    return read_mat(path, "trainNdxs", "testNdxs", sample=False)
 
 
 def _range(numbers: Array) -> str:

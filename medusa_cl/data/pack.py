@@ -76,6 +76,7 @@ class PackData:
         ids: The images' names.
         attrs: The pack's facts, its name, and which targets are derived.
         unreadable: What is wrong with the images whose size cannot be told, by name: reading them will fail.
+        written: A hash of the times at which the files were written.
         content_hash: SHA-256 over paths and sizes of all files and the bytes of a sample of them: a fingerprint that
             takes seconds. A prepared file's hash is of every byte.
 
@@ -97,10 +98,12 @@ class PackData:
         self.ids: tuple[str, ...] | None = self._images
         self.fields = tuple(tasks) or tuple(sorted(pack.fields))
         self.attrs: dict[str, Any] = pack.attrs | {"pack": pack.name, "derived": dict(pack.derived)}
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: Mapping[str, str] = {}
         self.image_size: tuple[int, int] = self._largest()
         self._has = {name: np.array([pack.has(image, name) for image in self._images]) for name in self.fields}
-        self.content_hash = self._fingerprint()
+        files = list(self._files())
+        self.content_hash = self._fingerprint(files)
+        self.written = hashlib.sha256(json.dumps([path.stat().st_mtime_ns for path in files]).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -167,7 +170,7 @@ class PackData:
             try:
                 sizes.append(self.pack.size(image))
             except DataError as error:
-                self.unreadable[image] = str(error)
+                self.unreadable = {**self.unreadable, image: str(error)}
         if not sizes:
             raise DataError(
                 f"{self}: no image can be read, the first one for this: {next(iter(self.unreadable.values()))}"
@@ -175,10 +178,9 @@ class PackData:
         heights, widths = zip(*sizes, strict=True)
         return max(heights), max(widths)
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, files: Sequence[Path]) -> str:
         facts = json.dumps([self.split, self._images, self.pack.attrs], sort_keys=True, default=str)
         sha = hashlib.sha256(facts.encode())
-        files = list(self._files())
         for path in files:
             sha.update(f"{_below(path, self.pack.root)} {path.stat().st_size}\n".encode())
         for path in files[:: max(1, len(files) // SAMPLED)]:
@@ -211,7 +213,7 @@ class Subset:
 
     def __init__(self, source: StoredData, indices: Sequence[int]) -> None:
         self.source, self.indices = source, [int(i) for i in indices]
-        self.path = source.path
+        self.path, self.unreadable, self.written = source.path, source.unreadable, source.written
         self.fields, self.attrs, self.image_size = source.fields, source.attrs, source.image_size
         self.ids = None if source.ids is None else tuple(source.ids[i] for i in self.indices)
         chosen = json.dumps([source.content_hash, self.indices]).encode()

@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_cl.data.files import ids_of, image_size, read_image, read_map, read_mat, require_files, same_size
+from medusa_cl.data.files import (
+    image_size,
+    looking_into,
+    read_image,
+    read_map,
+    read_mat,
+    require_files,
+    same_size,
+    splits_of,
+)
 from medusa_cl.data.frames import Frame, detect_by_view, vectors_of_bytes
 from medusa_cl.data.geometry import edges_from_laplacian
 from medusa_cl.data.hdf5 import FIELDS, Field
@@ -105,28 +114,29 @@ class PascalPack:
         splits: Image ids of `train` and `test`.
         fields: How each target is stored in our format.
         derived: The targets that are not in the pack as such, with how they are made.
-        attrs: Facts to be recorded.
+        attrs: Facts to be recorded; no "source_frame" where the frame cannot be told: reading normals is refused
+            then, and the other targets are not.
 
     Raises:
         MissingDataError: There is no such folder, or it is empty.
-        DataError: It is another data set, a listed image lacks a file, or the frame cannot be told.
+        DataError: It is another data set, a listed image lacks a file, or an image is listed twice.
     """
 
     def __init__(self, root: str | Path, normals_frame: str = "auto") -> None:
         self.name = "PASCAL_MT (PASCAL-Context)"
-        self.root = _pascal_mt(Path(root))
-        lists = {"train": self._list("train"), "test": self._list("val")}
-        self.splits: dict[str, tuple[str, ...]] = {split: tuple(ids_of(path)) for split, path in lists.items()}
-        self.fields: dict[str, Field] = {name: field for name, field in _FIELDS.items() if self._offered(name)}
-        self._require(lists)
+        with looking_into(Path(root)):
+            self.root = _pascal_mt(Path(root))
+            lists = {"train": self._list("train"), "test": self._list("val")}
+            self.splits: dict[str, tuple[str, ...]] = splits_of(lists)
+            self.fields: dict[str, Field] = {name: field for name, field in _FIELDS.items() if self._offered(name)}
+            self._require(lists)
         self.derived: dict[str, str] = {}
         self.attrs: dict[str, Any] = {"source": "pascal_mt"}
         self.attrs["distilled"] = [name for name in ("normals", "saliency") if name in self.fields]
         if "edges" in self.fields:
             self.derived["edges"] = "thinned Laplacian of the context labels"
         if "normals" in self.fields:
-            self._frame = self._detect() if normals_frame == "auto" else Frame.parse(normals_frame)
-            self.attrs["source_frame"] = self._frame.name
+            self._find_frame(normals_frame)
 
     def size(self, image: str) -> tuple[int, int]:
         """Return an image's H, W."""
@@ -155,7 +165,8 @@ class PascalPack:
             camera frame x right, y down, z forward for normals (zero ignored).
 
         Raises:
-            DataError: A file is missing, damaged, of another shape or of another size than the image.
+            DataError: A file is missing, damaged, of another shape or of another size than the image; or the frame of
+                normals cannot be told.
         """
         if target not in self.fields:
             return None
@@ -166,12 +177,14 @@ class PascalPack:
         return self._picture("semseg", image, 2)
 
     def _saliency(self, image: str) -> Array:
-        return (self._picture("saliency", image, 2) > 127).astype(np.uint8)
+        return (self._picture("saliency", image, 2, spread=True) > 127).astype(np.uint8)
 
     def _edges(self, image: str) -> Array:
         return np.asarray(edges_from_laplacian(self._context(image))).astype(np.uint8)
 
     def _normals(self, image: str) -> Array:
+        if self._frame is None:
+            raise DataError(self._undecided)
         vectors = self._frame.to_ours(vectors_of_bytes(self._picture("normals", image, 3)))
         labelled = np.isin(self._context(image), NORMALS_CLASSES)
         return np.where(labelled[..., None], vectors, np.float32(0)).astype(np.float32)
@@ -184,10 +197,10 @@ class PascalPack:
                 classes[same_size(path, mask, size)] = part
         return classes if classes.any() else np.full_like(classes, 255)
 
-    def _picture(self, target: str, image: str, dimensions: int) -> Array:
+    def _picture(self, target: str, image: str, dimensions: int, spread: bool = False) -> Array:
         """Read an 8-bit picture H W or H W 3."""
         path = self._path(target, image)
-        picture = read_map(path)
+        picture = read_map(path, spread)
         expected = (3,) if dimensions == 3 else ()
         if picture.dtype != np.uint8 or picture.ndim != dimensions or picture.shape[2:] != expected:
             raise DataError(
@@ -233,6 +246,14 @@ class PascalPack:
         # An image without a file of parts is one without people; a whole split of them was not unpacked.
         if target != "human_parts" or len(missing) == len(self.splits[split]):
             require_files((self._path(target, image) for image in missing), path)
+
+    def _find_frame(self, normals_frame: str) -> None:
+        self._frame, self._undecided = None if normals_frame == "auto" else Frame.parse(normals_frame), ""
+        try:
+            self._frame = self._frame or self._detect()
+            self.attrs["source_frame"] = self._frame.name
+        except DataError as error:  # who reads normals will hear of it
+            self._undecided = str(error)
 
     def _detect(self) -> Frame:
         """Find the normals' frame from pictures spread over the training split, damaged ones left out."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medusa_cl.data.files import looking_into
 from medusa_cl.errors import DataError, MissingDataError, unknown
 
 if TYPE_CHECKING:
@@ -46,28 +47,38 @@ SOURCES: Mapping[str, Callable[[Path, str], Pack]] = {
     "folder": _folder,
 }
 
-# What lies in a folder of each format, or in the folder above it; the first that is there decides.
+# What lies in a folder of each format, or in the folder above it.
 SIGNS: Mapping[str, tuple[str, ...]] = {
     "folder": ("tasks.yaml",),
     "pascal_mt": ("JPEGImages", "PASCAL_MT"),
     "nyud_mt": ("gt_sets", "NYUD_MT", "NYUDv2"),
     "nyud_mat": (RAW_MAT,),
 }
+# Of these signs, those that are a pack themselves: several of them may lie side by side.
+WHOLE = ("PASCAL_MT", "NYUD_MT", "NYUDv2", RAW_MAT)
 
 
 def sniff(path: str | Path) -> str:
-    """Return the name of the format (one of `SOURCES`) that a path holds.
+    """Return the name of the format (one of `SOURCES`) that a path holds: as that pack's own folder, or the one above.
 
     Raises:
         MissingDataError: There is nothing.
-        DataError: It is none of them; the message lists what each looks like.
+        DataError: It is none of them, the message lists what each looks like; or it holds several, or cannot be read.
     """
     path = Path(path)
+    with looking_into(path):
+        return _sniff(path)
+
+
+def _sniff(path: Path) -> str:
     if path.is_file() and path.suffix == ".mat":
         return "nyud_mat"
-    for name, signs in SIGNS.items():
-        if any((path / sign).exists() for sign in signs):
-            return name
+    found = {sign: name for name, signs in SIGNS.items() for sign in signs if (path / sign).exists()}
+    own = [name for sign, name in found.items() if sign not in WHOLE]
+    if own or len(found) == 1:
+        return next(iter(own or found.values()))
+    if found:
+        raise DataError(f"{path} holds {' and '.join(found)}. Name one: path={path / next(iter(found))}.")
     known = "; ".join(f"{name}: {' or '.join(signs)}" for name, signs in SIGNS.items())
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         state = "is an empty folder" if path.exists() else "does not exist"

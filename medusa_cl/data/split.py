@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,11 +47,15 @@ class StoredData(DenseData, Protocol):
         path: The file or folder it is read from.
         ids: The images' names, where they have some.
         attrs: Facts about the data, plain JSON.
+        unreadable: What is known at once to be wrong with some images, by name.
+        written: A hash of when the files were written, where `content_hash` is not of every byte of them.
     """
 
     path: Path
     ids: tuple[str, ...] | None
     attrs: dict[str, Any]
+    unreadable: Mapping[str, str]
+    written: str
 
     def field(self, name: str) -> Field:
         """Return how a target (or `image`) is stored."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,21 @@ def progress(label: str, total: int, console: Console | None = None, clock: Any 
     bar.close()
 
 
+@contextmanager
+def bars(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `(what is done, images done, images in all) -> None`, which shows one bar after the other."""
+    with ExitStack() as stack:
+        shown: dict[str, Bar] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.close()
+                shown[what] = stack.enter_context(progress(what, total, console))
+            shown[what].to(done, total)
+
+        yield advance
+
+
 def report(summary: Mapping[str, Any], run_dir: Path | str | None = None, ui_line: str | None = None) -> RenderableType:
     """Everything said at the end of a run, from the dict of summary.json alone.
 
@@ -179,7 +194,7 @@ def reference_table(summary: Mapping[str, Any]) -> Table:
         shown.add_column(textwrap.fill(name.replace("_", " "), 14), justify="right", no_wrap=True)
     for task, row in references.items():
         values = [_learnt(summary, task), *(finite(row.get(name)) for name in names)]
-        shown.add_row(task, _metric(summary["primary"][task]), *map(number, values))
+        shown.add_row(_marked(summary, task), _metric(summary["primary"][task]), *map(number, values))
     return shown
 
 
@@ -197,7 +212,7 @@ def _row(summary: Mapping[str, Any], task: str) -> list[str | Text]:
     """One task; the unit stands once, beside the metric's name."""
     entry = summary["transfer"]["per_task"].get(task, {})
     return [
-        task + ("*" if task in summary.get("labels", {}) else ""),
+        _marked(summary, task),
         _metric(summary["primary"][task]),
         number(_learnt(summary, task)),
         number(finite(summary["matrix"]["values"][task][-1])),
@@ -207,6 +222,11 @@ def _row(summary: Mapping[str, Any], task: str) -> list[str | Text]:
         _count((summary["cost"].get("params_added") or {}).get(task)),
         _seconds(summary, task),
     ]
+
+
+def _marked(summary: Mapping[str, Any], task: str) -> str:
+    """The task's name, with a star where its labels are no measurements."""
+    return f"{task}*" if task in summary.get("labels", {}) else task
 
 
 def _seconds(summary: Mapping[str, Any], task: str) -> str:

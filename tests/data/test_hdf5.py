@@ -518,3 +518,25 @@ def test_a_dataset_that_lacks_images_is_said(tmp_path: Path) -> None:
         file["train/depth"].resize(3, axis=0)
     with pytest.raises(DataError, match=r"\['depth'\] of group train lack images"):
         HDF5Data(path, "train")
+
+
+def test_damaged_descriptions_are_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", rows(2))
+    with h5py.File(path, "r+") as file:
+        del file["train/depth"].attrs["scale"]
+    with pytest.raises(DataError, match=r"a\.h5 is damaged"):
+        HDF5Data(path, "train")
+    with h5py.File(path, "r+") as file:
+        file.attrs["about"] = "{"
+    with pytest.raises(DataError, match=r"a\.h5 is damaged"):
+        hdf5.attrs_of(path)
+
+
+def test_names_have_a_length_that_fits(tmp_path: Path) -> None:
+    name = "küche/" + "x" * 240
+    with HDF5Writer(tmp_path / "a.h5") as writer:
+        writer.append("train", rows(1), ids=[name])
+        with pytest.raises(DataError, match="at most 256 bytes"):
+            writer.append("train", rows(1), ids=["x" * 257])
+        assert writer.last_id("train") == name
+    assert HDF5Data(tmp_path / "a.h5", "train").ids == (name,)

@@ -210,3 +210,7 @@ def test_wrong_arrangements_are_answered() -> None:
 def test_holding_out_all_leaves_no_base(make: Callable[..., DenseScenario]) -> None:
     with pytest.raises(TaskError, match="base is empty"):
         make(*arrange(["semseg"], ["depth"], held_out=["semseg", "depth"]))
+
+
+def test_a_single_name_needs_no_list() -> None:
+    assert arrange("depth", "normals") == (["depth"], ["normals"])

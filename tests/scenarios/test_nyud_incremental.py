@@ -77,7 +77,8 @@ def test_the_same_stream_comes_of_every_pack_and_one_line_says_which(kind: str, 
     scenario = nyud_incremental(root=str(roots[kind]))
     assert scenario.name == "nyud_incremental"
     assert scenario.groups == [("semseg", "depth"), ("normals",), ("edges",)]
-    assert scenario.about == FOUND[kind].format(root=roots[kind])
+    anew = "; normals, edges computed at every read: python -m medusa_cl.prepare keeps such labels"
+    assert scenario.about == FOUND[kind].format(root=roots[kind]) + (anew if kind == "mat" else "")
     assert set(scenario.label_notes) == ({"normals", "edges"} if kind == "mat" else set())
     assert scenario.augmentation.zooms == (1.0, 1.2, 1.5) and scenario.augmentation.flip
     count = 4 if kind == "mat" else 3

@@ -46,7 +46,8 @@ def test_the_stream_and_the_line_that_says_what_was_found(written: Written, scen
     assert scenario.about == (
         f"PASCAL_MT (PASCAL-Context) at {written.root}: 3 of 4998 train, 3 of 5105 test images of 48x64; "
         f"semseg, human_parts, saliency, normals (stored as rub), edges; "
-        f"edges: {EDGES}; normals: {DISTILLED}; saliency: {DISTILLED}"
+        f"edges: {EDGES}; normals: {DISTILLED}; saliency: {DISTILLED}; "
+        "edges computed at every read: python -m medusa_cl.prepare keeps such labels"
     )
     assert scenario.label_notes == {"edges": EDGES, "normals": DISTILLED, "saliency": DISTILLED}
     assert (scenario.augmentation.rotation, scenario.augmentation.scale) == (20.0, (0.75, 1.25))
