@@ -191,6 +191,14 @@ def test_what_was_changed_is_said() -> None:
         from_description(CHANGED["unit"].describe())
 
 
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "a\\b", "type", "values", "keys", "training"])
+def test_a_name_that_cannot_be_saved_is_refused(name: str) -> None:
+    with pytest.raises(TaskError, match="Rename it"):
+        tasks.depth(name=name)
+    with pytest.raises(TaskError, match="Rename it"):
+        from_description(tasks.depth().describe() | {"name": name})
+
+
 def test_one_class_is_none_to_choose_from() -> None:
     with pytest.raises(TaskError, match=r"at least 2 classes"):
         tasks.semseg(["all"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
 import subprocess
@@ -357,6 +358,59 @@ def test_links_to_folders_are_followed(own: Written, tmp_path_factory: pytest.Te
     assert FolderPack(own.root).splits["train"] == own.train
 
 
+def test_grey_of_few_bits_is_numbers_for_labels_and_shades_for_masks(tmp_path: Path) -> None:
+    mask = np.zeros(SIZE, bool)
+    mask[2, 3] = True
+    for kind, expected in {"semseg, classes: 2": 1, "edges": 1, "saliency": 1, "reshading": 1, "regression": 1}.items():
+        found = read(tmp_path / kind[:4], f"kind: {kind}", mask, ".png")
+        assert found[2, 3] == expected and found.sum() == expected
+
+
+def test_a_mark_at_the_start_of_a_split_file_and_blanks_in_ids(own: Written) -> None:
+    for path in sorted(own.root.glob("*/000.*")):
+        path.rename(path.with_stem("a b"))
+    path = own.root / "splits" / "train.txt"
+    path.write_text("\ufeff" + path.read_text().replace("000", "a b"), encoding="utf-8")
+    assert FolderPack(own.root).splits["train"] == tuple("a b" if i == "000" else i for i in own.train)
+
+
+def test_damaged_splits_and_yaml_cannot_be_skipped(own: Written) -> None:
+    for path in (own.root / "splits" / "test.txt", own.root / "tasks.yaml"):
+        path.write_bytes(b"\xff\xfe")
+        with pytest.raises(DataError, match=f"{path} cannot be read") as caught:
+            FolderPack(own.root)
+        assert "on_bad_sample" not in str(caught.value)
+
+
+@pytest.mark.parametrize("to", [".", "..", "../.."])
+def test_a_link_to_a_folder_that_holds_it(own: Written, to: str) -> None:
+    link = own.root / "images" / "again"
+    link.symlink_to(to)
+    with pytest.raises(DataError, match=f"{link} links to .*a folder that holds it"):
+        FolderPack(own.root)
+
+
+def test_a_name_that_is_not_utf8(own: Written) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    save(own.root / "images" / name, np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match=r"images/caf\\udce9\.png': its name is not in UTF-8") as caught:
+        FolderPack(own.root)
+    str(caught.value).encode()
+
+
+def test_a_folder_that_may_not_be_read_is_named(own: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    kitchen, real = own.root / "images" / "kitchen", os.scandir
+
+    def refused(folder: Any) -> Any:
+        if str(folder) == str(kitchen):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=f"{kitchen} cannot be looked into: Permission denied"):
+        FolderPack(own.root)
+
+
 # Tasks --------------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +536,9 @@ YAML: dict[str, tuple[str, str]] = {
     "{kind: depth, scale: mm}": ("text", "scale: expected a number, but got 'mm'"),
     "{kind: depth, scale: 0}": ("zero", "other than 0"),
     "{kind: depth, scale: true}": ("boolean", "expected a number"),
+    "{kind: depth, loss_weight: -1}": ("weight", "loss_weight: expected a number above 0, but got -1"),
+    "{kind: edges, tolerance: -0.01}": ("tolerance", "tolerance: expected a number above 0, but got -0.01"),
+    "{kind: depth, scale: 2024-13-01}": ("no date", "is not YAML"),
     "{kind: depth, unit: mm}": ("unit", "depth is in m, but got 'mm'"),
     "{kind: depth, ignore: none}": ("ignore", "ignore: expected a number"),
     "{kind: depth, folder: ../x}": ("outside", "folder: expected the name"),
@@ -522,6 +579,14 @@ def test_a_wrong_yaml(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"(?is){said}") as caught:
         FolderPack(tmp_path)
     assert str(tmp_path / "tasks.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "said"), [("a.b", 'name without "."'), ("keys", "torch's modules use that name")])
+def test_a_name_that_no_task_can_have(tmp_path: Path, name: str, said: str) -> None:
+    save(tmp_path / "images" / "a.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "tasks.yaml").write_text(f"{name}: {{kind: edges}}\n")
+    with pytest.raises(ConfigError, match=f"tasks.yaml, {name}: .*{said}"):
+        FolderPack(tmp_path)
 
 
 def test_a_fraction_that_leaves_a_split_empty(tmp_path: Path) -> None:

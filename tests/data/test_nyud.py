@@ -137,6 +137,17 @@ def test_edges_of_pictures_are_rounded(kind: str, copy: Callable[[str], Path]) -
     assert edges[PIXEL] == 1 and edges[0, :4].tolist() == [0, 0, 0, 1] and edges.sum() == 2
 
 
+def test_edges_of_one_bit_are_edges(copy: Callable[[str], Path]) -> None:
+    root = copy("atrc")
+    path = first(root, "edge")
+    raw = np.zeros(SIZE, bool)
+    raw[PIXEL] = True
+    store(path, raw)
+    assert path.read_bytes()[24:26] == b"\x01\x00"  # one bit, grey
+    edges = nyud_pack(root).target(path.stem, "edges")
+    assert edges is not None and edges[PIXEL] == 1 and edges.sum() == 1
+
+
 def test_edges_of_arrays_may_be_unknown(copy: Callable[[str], Path]) -> None:
     root = copy("survey")
     path = first(root, "edge")
@@ -336,8 +347,11 @@ def test_undecidable_axes_are_asked_for(copy: Callable[[str], Path]) -> None:
     root = copy("survey")
     for path in (root / "normals").iterdir():
         np.save(path, np.tile(np.float32([0, 0, 1]), (*SIZE, 1)))
+    undecided = nyud_pack(root)  # who wants no normals is not asked
+    assert "source_frame" not in undecided.attrs and "normals" in undecided.fields
+    assert undecided.target(undecided.splits["train"][0], "depth") is not None
     with pytest.raises(DataError, match=rf"{root}/normals.*scenario\.normals_frame=rdf.*scenario\.normals_frame=rub"):
-        nyud_pack(root)
+        undecided.target(undecided.splits["train"][0], "normals")
     pack = nyud_pack(root, "rub")
     assert (pack.attrs["source_frame"], pack.attrs["frame_detected"]) == ("rub", False)
     normals = pack.target(pack.splits["train"][0], "normals")
@@ -380,7 +394,7 @@ def test_a_damaged_image_does_not_keep_the_axes_from_being_found(copy: Callable[
     for other in (root / "normals").iterdir():
         other.write_bytes(b"")
     with pytest.raises(DataError, match=r"normals/\d+\.npy cannot be read"):
-        nyud_pack(root)
+        nyud_pack(root).target(path.stem, "normals")
 
 
 # Pickling and leaving things alone ----------------------------------------------------------------------------------
@@ -471,6 +485,17 @@ def test_an_image_in_both_splits_is_refused(copy: Callable[[str], Path]) -> None
     with (root / "gt_sets" / "val.txt").open("a") as file:
         file.write(f"{image}\n")
     with pytest.raises(DataError, match=rf"val\.txt lists {image}, which train\.txt lists too"):
+        nyud_pack(root)
+
+
+def test_a_folder_that_may_not_be_read_is_named(copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = copy("survey")
+
+    def refused(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(nyud.os, "scandir", refused)
+    with pytest.raises(DataError, match=rf"{root}/images cannot be looked into: Permission denied"):
         nyud_pack(root)
 
 

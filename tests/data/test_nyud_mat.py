@@ -438,6 +438,14 @@ def test_splits_that_do_not_fit_are_refused(folder: Path, train: list[int], test
     assert str(folder / "splits.mat") in str(error.value)
 
 
+def test_damaged_splits_cannot_be_skipped(folder: Path) -> None:
+    for name in ("splits.mat", "classMapping40.mat"):
+        (folder / name).write_bytes(b"")
+        with pytest.raises(DataError, match=f"{name} cannot be read") as error:
+            NYUDMat(folder)
+        assert "on_bad_sample" not in str(error.value)
+
+
 def test_splits_without_their_variables_are_refused(folder: Path) -> None:
     scipy.io.savemat(folder / "splits.mat", {"trainNdx": np.array([[1]])})
     with pytest.raises(DataError, match=r'splits.mat: Unknown variable "trainNdxs"'):

@@ -244,6 +244,31 @@ def test_a_missing_split_file(own: Written) -> None:
         PascalPack(own.root)
 
 
+def test_an_image_in_both_splits_is_refused(own: Written) -> None:
+    with (own.root / "ImageSets" / "Context" / "val.txt").open("a") as file:
+        file.write(f"\n{own.train[0]}\n")
+    with pytest.raises(DataError, match=rf"val\.txt lists {own.train[0]}, which train\.txt lists too"):
+        PascalPack(own.root)
+
+
+def test_a_folder_that_may_not_be_read_is_named(own: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("medusa_cl.data.pascal.os.listdir", refused)
+    with pytest.raises(DataError, match=f"{own.root}/JPEGImages cannot be looked into: Permission denied"):
+        PascalPack(own.root)
+
+
+def test_saliency_of_one_bit(own: Written) -> None:
+    path = own.root / FILES["saliency"].format(own.train[1])
+    mask = np.zeros(own.sizes[own.train[1]], bool)
+    mask[3, 4] = True
+    _save(path, mask)
+    saliency = np.asarray(PascalPack(own.root).target(own.train[1], "saliency"))
+    assert saliency[3, 4] == 1 and saliency.sum() == 1
+
+
 def test_no_targets_at_all(own: Written) -> None:
     for name in ("semseg", "human_parts", "sal_distill", "normals_distill", "pascal-context"):
         shutil.rmtree(own.root / name)
@@ -256,8 +281,11 @@ def test_a_frame_that_cannot_be_told(own: Written) -> None:
         picture = np.array(Image.open(path))
         picture[:] = (128, 128, 255)  # nothing but walls ahead
         Image.fromarray(picture).save(path)
+    pack = PascalPack(own.root)  # who wants no normals is not asked
+    assert "source_frame" not in pack.attrs and "normals" in pack.fields
+    assert pack.target(own.train[0], "semseg") is not None
     with pytest.raises(DataError, match=r"scenario\.normals_frame=") as caught:
-        PascalPack(own.root)
+        pack.target(own.train[0], "normals")
     assert "normals_distill" in str(caught.value)
     normals = np.asarray(PascalPack(own.root, "rub").target(own.train[0], "normals"))
     assert normals[-1, 0, 2] < -0.99
@@ -276,7 +304,7 @@ def test_one_damaged_picture_of_normals_does_not_hide_the_frame(tmp_path: Path) 
     for other in path.parent.iterdir():
         other.write_bytes(b"")
     with pytest.raises(DataError, match=r"2008_00000\d\.png cannot be read"):
-        PascalPack(own.root)
+        PascalPack(own.root).target(own.train[0], "normals")
 
 
 FILES = {
