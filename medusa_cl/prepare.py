@@ -129,18 +129,19 @@ def prepare(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            if target.exists():
-                _refuse_other(target, splits)
-                return Prepared(verify(target, check), {})
-            faults = _write(part, splits, on_bad_sample, workers or _processors(), progress)
-            found = verify(part, check)
-            os.replace(part, target)
-            _left_out(part).unlink(missing_ok=True)
+            try:
+                if target.exists():
+                    _refuse_other(target, splits)
+                    return Prepared(verify(target, check), {})
+                faults = _write(part, splits, on_bad_sample, workers or _processors(), progress)
+                found = verify(part, check)
+                os.replace(part, target)
+                _left_out(part).unlink(missing_ok=True)
+            finally:
+                with suppress(OSError):  # not every system lets go of a file that is open
+                    lock.unlink()
     except OSError as error:
         raise DataError(_cannot_write(target, error)) from error
-    finally:
-        with suppress(OSError):
-            lock.unlink()
     return Prepared(found, faults)
 
 
