@@ -10,13 +10,10 @@ import errno
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +130,7 @@ def prepare(
                 if target.exists():
                     _refuse_other(target, splits)
                     return Prepared(verify(target, check), {})
-                faults = _write(part, splits, on_bad_sample, workers or _processors(), progress)
+                faults = _write(part, splits, on_bad_sample, workers, progress)
                 found = verify(part, check)
                 os.replace(part, target)
                 _left_out(part).unlink(missing_ok=True)
@@ -178,9 +175,10 @@ def _refuse_other(path: Path, splits: dict[str, StoredData]) -> None:
 
 
 def _write(
-    part: Path, splits: dict[str, StoredData], on_bad_sample: str, workers: int, progress: Advance | None
+    part: Path, splits: dict[str, StoredData], on_bad_sample: str, workers: int | None, progress: Advance | None
 ) -> dict[str, str]:
     from medusa_cl.data.hdf5 import HDF5Writer
+    from medusa_cl.data.parallel import in_order
 
     about = _about(splits)
     described = {name: source.field(name) for source in splits.values() for name in source.fields}
@@ -193,7 +191,9 @@ def _write(
             ]
         total = sum(len(source) for source in splits.values())
         done = total - sum(stop - start for _, start, stop in jobs)
-        for (split, start, stop), rows in zip(jobs, _read(jobs, splits, on_bad_sample, workers), strict=True):
+        work = functools.partial(_work, on_bad_sample=on_bad_sample)
+        read = in_order(jobs, work, workers, _start, (splits,))
+        for (split, start, stop), rows in zip(jobs, read, strict=True):
             if rows.faults:
                 faults |= rows.faults
                 _left_out(part).write_text(json.dumps(faults), encoding="utf-8")
@@ -241,10 +241,6 @@ def _done(writer: HDF5Writer, split: str, source: StoredData) -> int:
     return source.ids.index(last) + 1
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 _SPLITS: dict[str, StoredData] = {}
 """What a worker process reads from."""
 
@@ -253,28 +249,8 @@ def _start(splits: dict[str, StoredData]) -> None:
     _SPLITS.update(splits)
 
 
-def _read(
-    jobs: Sequence[tuple[str, int, int]], splits: dict[str, StoredData], on_bad_sample: str, workers: int
-) -> Iterator[Rows]:
-    """The rows of each job, in order, from processes where that pays; at most a few chunks wait in memory."""
-    if workers == 1 or len(jobs) < 2:
-        yield from (read_rows(splits[split], range(start, stop), on_bad_sample) for split, start, stop in jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # the parent may hold threads and locks
-    pool = ProcessPoolExecutor(workers, context, _start, (splits,))
-    waiting: deque[Future[Rows]] = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(_work, job, on_bad_sample))
-            if len(waiting) > 3 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _work(job: tuple[str, int, int], on_bad_sample: str) -> Rows:
+    """The function that worker processes run."""
     split, start, stop = job
     return read_rows(_SPLITS[split], range(start, stop), on_bad_sample)
 

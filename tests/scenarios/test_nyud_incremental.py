@@ -28,12 +28,7 @@ CURVATURE = "labels derived by medusa_cl: principal curvatures fitted to depth"
 KEYPOINTS = "labels derived by medusa_cl: determinant of Hessian of grey"
 
 
-@pytest.fixture(autouse=True)
-def nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("MEDUSA_CL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MEDUSA_CL_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_elsewhere")
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,7 @@ DISTILLED = "labels distilled: agreement with a network's answers"
 EDGES = "labels derived by medusa_cl: thinned Laplacian of the context labels"
 
 
-@pytest.fixture(autouse=True)
-def nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("MEDUSA_CL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MEDUSA_CL_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_elsewhere")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -9,16 +10,14 @@ import multiprocessing
 import os
 import shutil
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
+from medusa_cl.data.parallel import in_order
 from medusa_cl.data.rooms.golden import GOLDEN, golden_ok
 from medusa_cl.data.rooms.render import Arrays, render_room
 from medusa_cl.data.rooms.scene import CLASSES, PALETTE
@@ -257,8 +256,9 @@ def _generate(
     from medusa_cl.data.hdf5 import HDF5Writer
 
     done, total = 0, sum(stop - start for _, start, stop in jobs)
+    rendered = in_order(jobs, functools.partial(render_chunk, size=size), workers)
     with HDF5Writer(part, _about(size), classes={"semseg": CLASSES}) as writer:
-        for (split, start, stop), arrays in zip(jobs, _rendered(jobs, size, workers), strict=True):
+        for (split, start, stop), arrays in zip(jobs, rendered, strict=True):
             writer.append(split, arrays)
             done += stop - start
             if progress is not None:
@@ -270,38 +270,3 @@ def render_chunk(job: Job, size: tuple[int, int]) -> Arrays:
     split, start, stop = job
     rooms = [render_room(SPLITS[split] + number, size) for number in range(start, stop)]
     return {name: np.stack([room[name] for room in rooms]) for name in rooms[0]}
-
-
-def _rendered(jobs: list[Job], size: tuple[int, int], workers: int | None) -> Iterator[Arrays]:
-    """The arrays of each job, in order, from processes where that pays."""
-    workers = _processors() if workers is None else workers
-    made = 0
-    if workers > 1 and len(jobs) > 1:
-        try:
-            for arrays in _from_processes(jobs, size, min(workers, len(jobs))):
-                yield arrays
-                made += 1
-        except BrokenProcessPool:
-            # Started from a prompt or an unguarded script, spawned processes cannot import the main module.
-            _log.warning("Worker processes cannot start or were killed; going on in this process alone.")
-    for job in jobs[made:]:
-        yield render_chunk(job, size)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _from_processes(jobs: Iterable[Job], size: tuple[int, int], workers: int) -> Iterator[Arrays]:
-    """Spawned, not forked: the parent may hold threads and locks of torch. At most a few chunks wait in memory."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    waiting: deque[Future[Arrays]] = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(render_chunk, job, size))
-            if len(waiting) > 3 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
