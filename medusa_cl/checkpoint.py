@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from medusa_cl.errors import WeightsError, unknown
 from medusa_cl.models import heads as known_heads
 from medusa_cl.models.backbone import Backbone
+from medusa_cl.models.coupled import DECODERS, CoupledModel, DecoderFactory
 from medusa_cl.models.heads import HeadFactory
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.tasks import DenseTask, from_description
+
+Build = Callable[[Backbone, str, Mapping[str, DenseTask]], MultiTaskModel]
 
 FORMAT = "medusa-cl model 1"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
@@ -27,7 +31,8 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
     """Write a model into a directory; a file is renamed into its place only when it is whole.
 
     Args:
-        model: The model; its heads must be of the built-in kinds to be loaded without further ado.
+        model: The model; its heads, or its coupled decoder, must be of the built-in kinds to be loaded without further
+            ado.
         directory: Made when missing.
 
     Returns:
@@ -46,50 +51,84 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
 
 
 def _describe(model: MultiTaskModel) -> dict[str, Any]:
-    heads = {
-        name: {
-            "task": task.describe(),
-            "class": type(model.heads[name]).__name__,
-            "config": getattr(model.heads[name], "config", {}),
-        }
-        for name, task in model.tasks.items()
-    }
-    return {"format": FORMAT, "backbone": model.backbone.name, "precision": model.precision, "heads": heads}
+    heads: dict[str, Any] = {name: {"task": task.describe()} for name, task in model.tasks.items()}
+    found = {"format": FORMAT, "backbone": model.backbone.name, "precision": model.precision, "heads": heads}
+    if isinstance(model, CoupledModel):
+        return found | {"decoder": _kind(model.heads["decoder"]) if heads else None}
+    for name, entry in heads.items():
+        entry |= _kind(model.heads[name])
+    return found
+
+
+def _kind(module: nn.Module) -> dict[str, Any]:
+    return {"class": type(module).__name__, "config": getattr(module, "config", {})}
 
 
 def load_model(
-    directory: Path | str, tasks: Mapping[str, DenseTask] | None = None, head: HeadFactory | None = None
+    directory: Path | str,
+    tasks: Mapping[str, DenseTask] | None = None,
+    head: HeadFactory | DecoderFactory | None = None,
 ) -> MultiTaskModel:
     """Read what `save_model` wrote, on the CPU, in eval mode.
 
     Args:
         directory: The directory.
         tasks: Tasks by name, where they are not built-in ones.
-        head: What makes further heads; by default heads like the last one.
+        head: What makes further heads; by default heads like the last one. For a coupled model: what makes its
+            decoder, where that is not of a built-in kind.
+
+    Returns:
+        A `CoupledModel` where one was saved, else a `MultiTaskModel` proper.
 
     Raises:
         WeightsError: A file is missing or damaged, or of another format.
+        TaskError: A task is none of the built-in ones, and `tasks` lacks it.
     """
     directory = Path(directory)
     path, description = directory / DESCRIPTION, _read_description(directory)
+    make = _coupled if "decoder" in description else _independent
     try:
-        factories = {name: _factory(entry, path) for name, entry in description["heads"].items()}
-        backbone, precision = Backbone.create(description["backbone"], pretrained=False), description["precision"]
         described = {name: entry["task"] for name, entry in description["heads"].items()}
+        build = make(description, head, path)
+        backbone, precision = Backbone.create(description["backbone"], pretrained=False), description["precision"]
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged: {error!r}. Take another checkpoint of the run.") from error
-    if head is None and not factories:
-        raise WeightsError(f"{path} has no heads, so nothing says what further heads are like. Pass head=.")
-    model = MultiTaskModel(backbone, head or list(factories.values())[-1], precision)
-    for name, factory in factories.items():
-        task = (tasks or {}).get(name) or from_description(described[name])
-        model.add_head(task, seed=0, head=factory)
+    known = {name: (tasks or {}).get(name) or from_description(entry) for name, entry in described.items()}
+    model = build(backbone, precision, known)
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
         where = directory / WEIGHTS
         raise WeightsError(f"Cannot load {where}: {error}. Take another checkpoint of the run.") from error
     return model.eval()
+
+
+def _independent(description: Mapping[str, Any], head: Any, path: Path) -> Build:
+    factories = {name: _factory(entry, known_heads.BUILT_IN, path) for name, entry in description["heads"].items()}
+    if head is None and not factories:
+        raise WeightsError(f"{path} has no heads, so nothing says what further heads are like. Pass head=.")
+
+    def build(backbone: Backbone, precision: str, tasks: Mapping[str, DenseTask]) -> MultiTaskModel:
+        model = MultiTaskModel(backbone, head or list(factories.values())[-1], precision)
+        for name, task in tasks.items():
+            model.add_head(task, seed=0, head=factories[name])
+        return model
+
+    return build
+
+
+def _coupled(description: Mapping[str, Any], head: Any, path: Path) -> Build:
+    if head is None and description["decoder"] is None:
+        raise WeightsError(f"{path} has no decoder yet, so nothing says what it is to be like. Pass head=.")
+    factory = head or _factory(description["decoder"], DECODERS, path)
+
+    def build(backbone: Backbone, precision: str, tasks: Mapping[str, DenseTask]) -> MultiTaskModel:
+        model = CoupledModel(backbone, factory, precision)
+        if tasks:
+            model.add_heads(list(tasks.values()), seed=0)
+        return model
+
+    return build
 
 
 def _read_description(directory: Path) -> dict[str, Any]:
@@ -104,12 +143,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _factory(entry: Mapping[str, Any], path: Path) -> HeadFactory:
-    if entry["class"] not in known_heads.BUILT_IN:
-        raise WeightsError(f"{path}: " + unknown("kind of head", entry["class"], known_heads.BUILT_IN))
-    made, config = known_heads.BUILT_IN[entry["class"]], entry["config"]
-
-    def make(channels: Any, out_channels: int) -> torch.nn.Module:
-        return made(channels, out_channels, **config)
-
-    return make
+def _factory(entry: Mapping[str, Any], built_in: Mapping[str, Callable[..., nn.Module]], path: Path) -> Any:
+    if entry["class"] not in built_in:
+        raise WeightsError(f"{path}: {unknown('kind of head', entry['class'], built_in)} Pass head= to load your own.")
+    return functools.partial(built_in[entry["class"]], **entry["config"])

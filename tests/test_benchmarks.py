@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -28,7 +29,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-learns, data = load("learns"), load("data")
+learns, data, efficiency = load("learns"), load("data"), load("efficiency")
 
 
 def test_the_most_frequent_class_ignores_what_is_not_labelled() -> None:
@@ -160,3 +161,89 @@ def test_what_reading_misses_is_named(changes: dict[str, Any], named: str) -> No
     assert data.failures(good) == []
     (missed,) = data.failures(good | changes)
     assert named in missed
+
+
+SMALL = ((64, 96), (tasks.semseg(5), tasks.normals()))
+SOME = ("single-task nets", "multitask baseline, tricks", "MTI-Net, tricks", "Medusa, light")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> str:
+    """One small work on one small backbone."""
+    name = "test_efficientnet"
+    monkeypatch.setattr(efficiency, "WORKS", {"small": SMALL})
+    monkeypatch.setattr(efficiency, "BACKBONES", (name,))
+    monkeypatch.setattr(efficiency, "TIMED_BACKBONE", name)
+    monkeypatch.setattr(efficiency, "GROWTH_WORK", "small")
+    monkeypatch.setattr(efficiency, "WIDTH", 8)
+    monkeypatch.setattr(efficiency, "MODELS", SOME)
+    return name
+
+
+def test_what_is_kept_for_the_backward_pass_by_hand() -> None:
+    """The input 5x3 for the first weight, the output 5x4 of the ReLU once for itself and for the second weight."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    for device in ("cpu", "meta"):
+        net, x = net.to(device), torch.rand(5, 3, device=device)
+        answer, kept = efficiency.kept_for_backward(functools.partial(net, x), net)
+        assert sorted(kept.values()) == [5 * 3 * 4, 5 * 4 * 4]
+        assert answer.shape == (5, 2)
+
+
+def test_rows_are_counted_as_their_whole_nets_are(small: str) -> None:
+    size, needed = SMALL
+    outputs = {task.name: task.channels for task in needed}
+    image = torch.zeros(1, 3, *size)
+    for model in SOME:
+        net = efficiency.build(model, small, outputs)
+        assert set(net(image)) == set(outputs)
+        found = efficiency.count(model, small, size, list(outputs.values()))
+        assert found["params"] == sum(p.numel() for p in net.parameters())
+        assert found["gflops"] == pytest.approx(efficiency.flops(net, image))
+        _, kept = efficiency.kept_for_backward(functools.partial(net.train(), image), net)
+        counted = efficiency.activations(model, small, size, list(outputs.values()))
+        assert counted == pytest.approx(sum(kept.values()), rel=0.02)
+
+
+def test_a_new_task_is_learnt_by_its_own_part_where_it_has_one(small: str) -> None:
+    def moved(model: str) -> set[str]:
+        row = efficiency.Timed(model, small, SMALL)
+        row.new_task()
+        return {key for key, p in row.net.named_parameters() if p.grad is not None}
+
+    assert {key.split(".")[2] for key in moved("Medusa, light")} == {"normals"}
+    assert {key.split(".")[1] for key in moved("single-task nets")} == {"1"}
+    everything = moved("MTI-Net, tricks")
+    assert any(key.startswith("backbone") for key in everything)
+    assert {"semseg", "normals"} <= {part for key in everything for part in key.split(".")}
+
+
+def test_efficiency_is_measured_and_written(small: str) -> None:
+    found = efficiency.measure(["small"], 1, (1, 2))
+    assert {row["model"] for row in found["counts"]} == set(SOME)
+    for model, costs in found["one_more"].items():
+        flat = costs[1] == pytest.approx(costs[2])
+        assert flat is (model in efficiency.INDEPENDENT), model
+    assert set(found["times"]["small"]) == set(SOME)
+    assert all(row["train_ms"] > 0 and row["new_task_bytes"] > 0 for row in found["times"]["small"].values())
+    machine = {"cpu": "some", "cores": 2, "python": "3"}
+    facts = {"machine": machine, "date": "2026-01-01", "packages": {"torch": "2", "timm": "1"}, "threads": 1}
+    page = efficiency.page(found | facts | {"failures": ["x"]})
+    assert "64x96, semseg 5, normals 3" in page
+    assert "Missed: x." in page
+    assert json.loads(json.dumps(found))["times"] == found["times"]
+
+
+def test_what_efficiency_misses_is_named() -> None:
+    def found(params: float = 17.96e6, light: float = 90.0, growth: float = 1.5) -> dict[str, Any]:
+        row = {"work": "NYUD-4", "backbone": "hrnet_w18_small_v2", "model": "MTI-Net", "params": params, "gflops": 47.0}
+        keys = ("forward_ms", "train_ms", "new_task_ms")
+        times = {"Medusa, light": dict.fromkeys(keys, light), "MTI-Net, tricks": dict.fromkeys(keys, 100.0)}
+        one_more = {"Medusa, light": {1: {"gflops": 1.5}, 2: {"gflops": growth}}}
+        return {"counts": [row], "one_more": one_more, "times": {"NYUD-4": times}}
+
+    assert efficiency.failures(found()) == []
+    assert efficiency.failures(found(params=18.4e6)) == ["MTI-Net on NYUD-4: 18.4 M, published 17.96"]
+    assert efficiency.failures(found(growth=1.6)) == ["Medusa, light: one more task does not always cost the same"]
+    missed = efficiency.failures(found(light=100.0))
+    assert len(missed) == 3 and all("1.00 of that of MTI-Net, tricks" in line for line in missed)

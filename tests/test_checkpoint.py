@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from medusa_cl import tasks
 from medusa_cl.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
 from medusa_cl.errors import TaskError, WeightsError
-from medusa_cl.models import ControlHead, MedusaHead, MultiTaskModel, PlainHead
+from medusa_cl.models import (
+    AdaptedHead,
+    Backbone,
+    ControlHead,
+    LinearHead,
+    MedusaHead,
+    MultiTaskModel,
+    OwnNetHead,
+    PlainHead,
+)
+from medusa_cl.models.coupled import CoupledModel, MTINet, PADNet
 
 NAMED = tasks.semseg(["wall", "floor", "lamp"], name="things")
 
@@ -194,3 +204,112 @@ def test_a_model_without_heads_needs_to_be_told_what_heads_are_like(
     with pytest.raises(WeightsError, match=r"Pass head="):
         load_model(tmp_path)
     assert list(load_model(tmp_path, head=PlainHead).tasks) == []
+
+
+def scrambled(model: MultiTaskModel) -> MultiTaskModel:
+    """The model with weights and statistics that no initialisation gives."""
+    draw = torch.Generator().manual_seed(5)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.add_(torch.rand(value.shape, generator=draw) * 0.05)
+    return model.eval()
+
+
+def assert_the_same(again: MultiTaskModel, model: MultiTaskModel, image: Tensor) -> None:
+    assert type(again) is type(model)
+    assert list(again.tasks) == list(model.tasks)
+    state = again.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    ours, theirs = model(image), again(image)
+    assert all(torch.equal(ours[name][0], theirs[name][0]) for name in model.tasks)
+
+
+def coupled(tiny_model: Callable[..., MultiTaskModel], decoder: Callable[..., nn.Module]) -> CoupledModel:
+    model = CoupledModel(tiny_model(weights_seed=3).backbone, decoder)
+    model.add_heads([NAMED, tasks.depth(), tasks.normals()], seed=1)
+    scrambled(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [partial(PADNet, features=8, width=4), partial(MTINet, tricks=True, width=4), partial(MTINet, width=4)],
+    ids=["PADNet", "MTINet", "MTINet as published"],
+)
+def test_a_coupled_model_comes_back(
+    tiny_model: Callable[..., MultiTaskModel], decoder: Any, image: Tensor, tmp_path: Path
+) -> None:
+    model = coupled(tiny_model, decoder)
+    again = load_model(save_model(model, tmp_path))
+    assert_the_same(again, model, image)
+    assert type(again.heads["decoder"]) is decoder.func
+    assert again.heads["decoder"].config == model.heads["decoder"].config
+    assert again.parameters_of("depth") == model.parameters_of("depth")
+    assert not again.training
+    with pytest.raises(TaskError, match="retrain all tasks"):
+        again.add_heads([tasks.edges()], seed=0)
+
+
+class OwnDecoder(PADNet):
+    pass
+
+
+def test_a_decoder_of_ones_own_is_passed(
+    tiny_model: Callable[..., MultiTaskModel], image: Tensor, tmp_path: Path
+) -> None:
+    own = partial(OwnDecoder, features=8, width=4)
+    model = coupled(tiny_model, own)
+    save_model(model, tmp_path)
+    with pytest.raises(WeightsError, match=r'"OwnDecoder".*MTINet, PADNet.*Pass head='):
+        load_model(tmp_path)
+    assert_the_same(load_model(tmp_path, head=own), model, image)
+
+
+def test_a_coupled_model_without_tasks_needs_to_be_told_its_decoder(
+    tiny_model: Callable[..., MultiTaskModel], image: Tensor, tmp_path: Path
+) -> None:
+    save_model(CoupledModel(tiny_model().backbone, MTINet), tmp_path)
+    with pytest.raises(WeightsError, match=r"no decoder yet.*Pass head="):
+        load_model(tmp_path)
+    again = load_model(tmp_path, head=partial(MTINet, width=4))
+    again.add_heads([tasks.depth()], seed=0)
+    assert again(image)["depth"][0].shape[1] == 1
+
+
+@pytest.mark.parametrize("change", [lambda d: d.update(decoder=3), lambda d: d["decoder"].pop("config")])
+def test_a_damaged_description_of_a_decoder_is_named(
+    tiny_model: Callable[..., MultiTaskModel], change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    save_model(coupled(tiny_model, partial(MTINet, width=4)), tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(WeightsError, match=r"model\.json is damaged"):
+        load_model(tmp_path)
+
+
+def test_heads_that_bring_parts_of_the_network_come_back(
+    tiny_model: Callable[..., MultiTaskModel], image: Tensor, tmp_path: Path
+) -> None:
+    inner = partial(MedusaHead, width=8, mix_width=8)
+    model = tiny_model("depth", weights_seed=3)
+    model.freeze_backbone()
+    model.add_head(tasks.normals(), seed=1, head=partial(AdaptedHead, head=inner, kind="lora", rank=2))
+    model.add_head(tasks.edges(), seed=1, head=partial(AdaptedHead, head=PlainHead, kind="residual"))
+    model.add_head(NAMED, seed=1, head=partial(OwnNetHead, head=inner))
+    model.add_head(tasks.reshading(), seed=1, head=LinearHead)
+    again = load_model(save_model(scrambled(model), tmp_path))
+    assert_the_same(again, model, image)
+    kinds = [MedusaHead, AdaptedHead, AdaptedHead, OwnNetHead, LinearHead]
+    assert [type(head) for head in again.heads.values()] == kinds
+    assert again.needs_images(["normals"]) and again.needs_images(["things"]) and not again.needs_images(["depth"])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_other_kinds_of_backbones_come_back(name: str, image: Tensor, tmp_path: Path) -> None:
+    backbone = Backbone.create(name, pretrained=False, weights_seed=4)
+    model = MultiTaskModel(backbone, partial(PlainHead, mix_width=8))
+    model.add_heads([tasks.depth(), tasks.normals()], seed=1)
+    again = load_model(save_model(scrambled(model), tmp_path))
+    assert_the_same(again, model, image)
+    assert again.backbone.weights_hash() == backbone.weights_hash()
+    assert again.backbone.channels == backbone.channels

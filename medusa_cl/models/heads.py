@@ -7,7 +7,7 @@ resized to the image here: that is `losses.at_size`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -193,9 +193,34 @@ class PlainHead(nn.Module):
         return self.predict(self.mix(features)), ()
 
 
-BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
-    head.__name__: head for head in (MedusaHead, PlainHead, ControlHead)
+class LinearHead(nn.Module):
+    """A linear probe: one linear map of the upsampled and concatenated scales, pixel by pixel.
+
+    Each channel is standardised by BatchNorm without scale and shift first. The head stays linear where it is used, and
+    learns at the same rate on backbones whose features differ in size by orders of magnitude.
+
+    Args:
+        channels: Channels C_s of the backbone at strides 4, 8, 16, 32.
+        out_channels: Channels K of the task's logits.
+    """
+
+    def __init__(self, channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
+        self.mix = ScaleMix(channels, out_channels)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """Return logits B K H_0 W_0; this head has no coarser predictions."""
+        maps = [norm(x) for norm, x in zip(self.norms, features, strict=True)]
+        return self.mix(maps) + self.bias.view(1, -1, 1, 1), ()
+
+
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    head.__name__: head for head in (MedusaHead, PlainHead, ControlHead, LinearHead)
 }
+"""The kinds of heads that files of heads and models may name; those of `adapters` join them."""
 
 
 def _at_finest(maps: Sequence[Tensor], weights: Tensor | None) -> list[Tensor]:

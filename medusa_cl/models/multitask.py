@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class MultiTaskModel(nn.Module):
     def add_head(self, task: DenseTask, seed: int, head: HeadFactory | None = None) -> None:
         """Add a fresh head, initialised as a pure function of (seed, task name), whatever came before.
 
+        A head with a method `adapt(backbone)` is shown the shared backbone, as it is now, to make its own parts of it.
+
         Args:
             task: What the head is to predict.
             seed: Seed of the initialisation; the global random state is neither read nor changed.
@@ -74,7 +76,18 @@ class MultiTaskModel(nn.Module):
         self._refuse_twice(task.name)
         with seeded("head", seed, task.name):
             made = (head or self.head)(self.backbone.channels, task.channels)
+            if (adapt := getattr(made, "adapt", None)) is not None:
+                adapt(self.backbone)
         self._attach(task, made)
+
+    def add_heads(self, tasks: Sequence[DenseTask], seed: int) -> None:
+        """Add a fresh head for each task in turn, as `add_head` does.
+
+        Raises:
+            TaskError: A task of one of the names is already there.
+        """
+        for task in tasks:
+            self.add_head(task, seed)
 
     def remove_head(self, name: str) -> None:
         """Forget a task; nothing else changes.
@@ -94,7 +107,21 @@ class MultiTaskModel(nn.Module):
         """
         self._known(name)
         self.frozen_heads.add(name)
-        self.heads[name].requires_grad_(False).eval()
+        head = self.heads[name].requires_grad_(False).eval()
+        for net in _own_nets([head]):
+            net.freeze()
+
+    def unfreeze_head(self, name: str) -> None:
+        """Undo `freeze_head`; the mode stays eval until the next `train()`.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        self._known(name)
+        self.frozen_heads.discard(name)
+        head = self.heads[name].requires_grad_(True)
+        for net in _own_nets([head]):
+            net.unfreeze()
 
     def freeze_backbone(self) -> None:
         """Hold the backbone in the same way."""
@@ -116,6 +143,33 @@ class MultiTaskModel(nn.Module):
         self._known(name)
         return sum(parameter.numel() for parameter in self.heads[name].parameters())
 
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Go through the parameters of backbones: the shared one's, then those of heads' own nets."""
+        yield from self.backbone.parameters()
+        for net in _own_nets(self.heads.values()):
+            yield from net.parameters()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Go through all other parameters."""
+        backbones = {id(parameter) for parameter in self.backbone_parameters()}
+        yield from (parameter for parameter in self.parameters() if id(parameter) not in backbones)
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """Go through the parameters that answers depend on: all, but the shared backbone's where no head uses it."""
+        shared = any(getattr(head, "uses_backbone", True) for head in self.heads.values())
+        yield from self.parameters() if shared else self.heads.parameters()
+
+    def needs_images(self, names: Iterable[str] | None = None) -> bool:
+        """Return whether a head is among these that shared features alone cannot serve.
+
+        Args:
+            names: Names of tasks; None for all.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        return any(self._takes_image(name) for name in (self.tasks if names is None else names))
+
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the shared features of images B 3 H W in [0, 1]: float32, B C_s H_s W_s at strides 4, 8, 16, 32."""
         with self._autocast(image):
@@ -126,30 +180,38 @@ class MultiTaskModel(nn.Module):
         self,
         image: Tensor | Sequence[Tensor],
         tasks: Sequence[str] | Mapping[str, Tensor] | None = None,
+        extract: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
     ) -> dict[str, HeadOutput]:
-        """Run the heads asked for, and no others.
+        """Run the heads asked for, and no others; the shared backbone only where one of them uses its features.
+
+        A head whose attribute `takes_image` is true makes its own features, in its method `features(backbone, image)`.
 
         Args:
             image: Images B 3 H W, float RGB in [0, 1], or the features that `features` returned for them.
             tasks: Names of tasks, or for each the rows (int64 n) of the batch that it is to see; None for all tasks
                 on all rows. A task with zero rows is left out of the result.
+            extract: How shared features are made of the images; None for `features`.
 
         Returns:
             For each task its logits B K H/4 W/4 (of the padded image; n rows where rows were given) and the tuple of
             its deep-supervision predictions, all float32.
 
         Raises:
-            TaskError: A task has no head.
+            TaskError: A task has no head, or features were given to a head that needs the images.
         """
         rows: Mapping[str, Tensor | None]
         rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
         for name in rows:
             self._known(name)
-        maps = self.features(image) if isinstance(image, Tensor) else tuple(image)
-        # One layout, wherever features come from: kernels, and so the last bits, depend on it.
-        features = tuple(x.contiguous(memory_format=self.memory_format) for x in maps)
         wanted = {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
-        return {name: self._run(name, _select(features, chosen)) for name, chosen in wanted.items()}
+        own = [name for name in wanted if self._takes_image(name)]
+        features: tuple[Tensor, ...] = ()
+        if not isinstance(image, Tensor):
+            _refuse_features(own)
+            features = self._laid_out(image)
+        elif len(own) < len(wanted):
+            features = self._laid_out((extract or self.features)(image))
+        return {name: self._answer(name, image, features, chosen) for name, chosen in wanted.items()}
 
     @torch.no_grad()
     def predict(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -228,6 +290,27 @@ class MultiTaskModel(nn.Module):
         self.heads[task.name] = head.to(memory_format=self.memory_format)
         self.tasks[task.name] = task
 
+    def _laid_out(self, maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        # One layout, wherever features come from: kernels, and so the last bits, depend on it.
+        return tuple(x.contiguous(memory_format=self.memory_format) for x in maps)
+
+    def _takes_image(self, name: str) -> bool:
+        self._known(name)
+        return bool(getattr(self.heads[name], "takes_image", False))
+
+    def _answer(
+        self, name: str, image: Tensor | Sequence[Tensor], shared: tuple[Tensor, ...], rows: Tensor | None
+    ) -> HeadOutput:
+        if isinstance(image, Tensor) and self._takes_image(name):
+            return self._run(name, self._own_features(name, *_select((image,), rows)))
+        return self._run(name, _select(shared, rows))
+
+    def _own_features(self, name: str, image: Tensor) -> tuple[Tensor, ...]:
+        head: Any = self.heads[name]
+        with self._autocast(image):
+            maps = head.features(self.backbone, image)
+        return self._laid_out(x.float() for x in maps)
+
     def _run(self, name: str, features: tuple[Tensor, ...]) -> HeadOutput:
         with self._autocast(features[0]):
             logits, initial = self.heads[name](features)
@@ -251,6 +334,19 @@ class MultiTaskModel(nn.Module):
                 f"The head in {path} was learnt on backbone {saved['name']} with weights {saved['hash'][:12]}, but "
                 f"this is {self.backbone.name} with weights {here[:12]}. Load it into a model with that backbone."
             )
+
+
+def _own_nets(heads: Iterable[nn.Module]) -> Iterator[Backbone]:
+    """Go through the backbones that heads have of their own."""
+    yield from (module for head in heads for module in head.modules() if isinstance(module, Backbone))
+
+
+def _refuse_features(names: Sequence[str]) -> None:
+    if names:
+        raise TaskError(
+            f'Got kept features for "{names[0]}", whose head makes its own of the images. Give it the images '
+            "(strategy.cache_features=off)."
+        )
 
 
 def _select(features: tuple[Tensor, ...], rows: Tensor | None) -> tuple[Tensor, ...]:

@@ -1,12 +1,15 @@
+import copy
 import importlib.util
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torch import nn
 
 from medusa_cl.errors import ConfigError, WeightsError
 from medusa_cl.models import Backbone
@@ -46,7 +49,10 @@ def test_channels_last_networks_answer_channels_first(name: str) -> None:
     assert tuple(features[3].shape[2:]) == (2, 3)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("vit_tiny_patch16_224", "strides"), ("hiera_tiny_224", "any size")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("levit_128", r"\[16, 32, 64\]"), ("hiera_tiny_224", "any size"), ("mixer_s16_224", "any size")],
+)
 def test_unfit_networks_are_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"{reason}.*hrnet_w18_small_v2"):
         Backbone.create(name, pretrained=False)
@@ -198,3 +204,136 @@ def test_channels_last_images_are_taken(tiny: Backbone) -> None:
     image = torch.rand(2, 3, 64, 64)
     for x, y in zip(tiny.eval()(image), tiny(image.to(memory_format=torch.channels_last)), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2", "xcit_nano_12_p8_224"]
+)
+def test_plain_networks_get_a_pyramid_whatever_the_image_size(name: str) -> None:
+    backbone = Backbone.create(name, pretrained=False).eval()
+    width = backbone.channels[0]
+    with torch.no_grad():
+        features = backbone(torch.rand(2, 3, 50, 70))
+    assert [tuple(x.shape) for x in features] == [(2, width, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    assert backbone.channels == (width,) * 4
+
+
+def test_a_pyramid_is_four_depths_after_the_norm_resized() -> None:
+    backbone = Backbone.create("test_vit", pretrained=False, weights_seed=2).eval()
+    vit = backbone.net.model
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        depths = vit.forward_intermediates((image - backbone.mean) / backbone.std, norm=True, intermediates_only=True)
+        features = backbone(image)
+    assert len(depths) == 6
+    assert torch.equal(features[2], depths[3])
+    means = depths[5].reshape(1, 64, 2, 2, 3, 2).mean((3, 5))  # bilinear at half the size: means of 2x2
+    torch.testing.assert_close(features[3], means)
+    finest = nn.functional.interpolate(depths[0], scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(features[0], finest)
+
+
+def test_whole_patches_cover_exactly_the_image() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+    enlarged = module._whole_patches(ramp, 14)
+    assert enlarged.shape == (1, 1, 42, 42)
+    positions = ((np.arange(42) + 0.5) * 32 / 42 - 0.5).clip(
+        0, 31
+    )  # half-pixel centres: both edges stay where they were
+    np.testing.assert_allclose(enlarged[0, 0, 0].numpy(), np.interp(positions, np.arange(32), ramp[0, 0, 0]), rtol=1e-5)
+    assert module._whole_patches(ramp, 16) is ramp
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "backbone.net.model."])
+def test_a_plain_networks_checkpoint_is_loaded_whole(tmp_path: Path, prefix: str) -> None:
+    vit = timm.create_model("test_vit")
+    save_file({prefix + key: value for key, value in vit.state_dict().items()}, tmp_path / "vit.safetensors")
+    backbone = Backbone.create("test_vit", checkpoint=tmp_path / "vit.safetensors")
+    ours = backbone.net.model.state_dict()
+    assert {"norm.weight", "blocks.5.mlp.fc2.bias", "pos_embed"} <= set(ours)
+    assert all(torch.equal(value, vit.state_dict()[key]) for key, value in ours.items())
+
+
+def test_a_plain_networks_weights_depend_on_the_seed_alone() -> None:
+    first, again, other = (Backbone.create("test_vit", pretrained=False, weights_seed=s) for s in (1, 1, 2))
+    assert first.weights_hash() == again.weights_hash() != other.weights_hash()
+
+
+STAGES = {
+    "test_efficientnet": ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4"),
+    "test_resnet": (
+        "conv1.0",
+        "conv1.1",
+        "conv1.3",
+        "conv1.4",
+        "conv1.6",
+        "bn1",
+        *(f"layer{i}.0" for i in (1, 2, 3, 4)),
+    ),
+    "test_convnext": ("stem_0", "stem_1", "stages_0", "stages_1", "stages_2", "stages_3"),
+    "test_vit": ("cls_token", "pos_embed", "patch_embed", *(f"blocks.{i}" for i in range(6)), "norm"),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_are_the_nets_parts_in_order(name: str) -> None:
+    backbone = Backbone.create(name, pretrained=False)
+    assert backbone.stages == STAGES[name]
+    backbone.freeze_stages(backbone.stages)
+    assert not any(p.requires_grad for p in backbone.parameters())  # no parameter is outside them
+    assert not backbone.frozen
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_frozen_stages_keep_their_bits_and_the_others_move(name: str) -> None:
+    backbone = Backbone.create(name, pretrained=False)
+    half = STAGES[name][: len(STAGES[name]) // 2]
+    backbone.freeze_stages()
+    assert backbone.frozen_stages == set(half)
+    before = {key: value.clone() for key, value in backbone.net.state_dict().items()}
+    for parameter in backbone.parameters():  # moved even where a random net's gradients vanish
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    backbone.train()
+    features = backbone(torch.rand(2, 3, 64, 64))
+    assert features[3].requires_grad
+    torch.optim.SGD(backbone.parameters(), lr=0.1).step()
+    moved = {key for key, value in backbone.net.state_dict().items() if not torch.equal(value, before[key])}
+    names = {key.removeprefix("model.") for key in before}
+    held = {key for key in names if any(key == stage or key.startswith(f"{stage}.") for stage in half)}
+    assert held
+    assert {key.removeprefix("model.") for key in moved} == names - held
+
+
+def test_stages_are_held_until_unfrozen() -> None:
+    backbone = Backbone.create("test_efficientnet", pretrained=False)
+    backbone.freeze_stages(["conv_stem"])
+    backbone.freeze_stages(["bn1", "blocks.0"])
+    assert backbone.frozen_stages == {"conv_stem", "bn1", "blocks.0"}
+    backbone.train()
+    assert not backbone.net.bn1.training
+    assert not any(m.training for m in backbone.net.blocks[0].modules())
+    assert backbone.net.blocks[1].training
+    backbone.unfreeze()
+    assert backbone.frozen_stages == set()
+    assert backbone.train().net.bn1.training
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_an_unknown_stage_comes_with_the_nearest() -> None:
+    backbone = Backbone.create("test_efficientnet", pretrained=False)
+    with pytest.raises(ConfigError, match=r'stage of backbone test_efficientnet "block.1".*Did you mean "blocks.1"'):
+        backbone.freeze_stages(["conv_stem", "block.1"])
+    assert all(p.requires_grad for p in backbone.parameters())  # refused as a whole
+
+
+def test_adapters_stand_beside_layers_for_one_call_only(tiny: Backbone) -> None:
+    image = torch.rand(1, 3, 64, 64)
+    plain = tiny.eval()(image)
+    doubled = tiny(image, {"conv1.0": copy.deepcopy(tiny.net.conv1[0])})
+    twice = copy.deepcopy(tiny)
+    twice.net.conv1[0].weight.data *= 2
+    for x, y in zip(doubled, twice(image), strict=True):
+        torch.testing.assert_close(x, y)
+    with pytest.raises(RuntimeError):
+        tiny(image, {"conv1.0": nn.Conv2d(5, 5, 1)})
+    assert all(torch.equal(x, y) for x, y in zip(plain, tiny(image), strict=True))

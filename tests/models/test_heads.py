@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medusa_cl.errors import ConfigError
-from medusa_cl.models import ControlHead, MedusaHead, PlainHead
+from medusa_cl.models import ControlHead, LinearHead, MedusaHead, PlainHead
 from medusa_cl.models.attention import MSA_MODES, SFA_MODES
 
 CHANNELS = (8, 12, 16, 24)
@@ -74,6 +74,31 @@ def test_plain_head_is_concat_1x1_bn_relu_1x1(features: list[Tensor]) -> None:
     torch.testing.assert_close(logits, head.predict(mixed), rtol=1e-5, atol=1e-5)
     assert initial == ()
     assert kernel.shape == (sum(CHANNELS), sum(CHANNELS), 1, 1)
+
+
+def test_linear_head_is_one_linear_map_of_standardised_channels(features: list[Tensor]) -> None:
+    head = LinearHead(CHANNELS, 4).eval()
+    generator = torch.Generator().manual_seed(1)
+    head.bias.data = torch.randn(4, generator=generator)
+    for norm in head.norms:
+        norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator))
+        norm.running_var.copy_(torch.rand(norm.num_features, generator=generator) + 0.5)
+    up = torch.cat([nn.functional.interpolate(x, size=(16, 24), mode="bilinear") for x in features], 1).double()
+    mean, var = (torch.cat([getattr(n, f"running_{k}") for n in head.norms]).double() for k in ("mean", "var"))
+    weight = torch.cat([head.mix.scales[s].weight for s in range(4)], 1)[:, :, 0, 0].double()
+    standard = (up - mean.view(1, -1, 1, 1)) / (var.view(1, -1, 1, 1) + 1e-5).sqrt()
+    expected = torch.einsum("kc,bchw->bkhw", weight, standard) + head.bias.double().view(1, -1, 1, 1)
+    logits, initial = head(features)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+    assert initial == ()
+    assert _size(head) == 4 * sum(CHANNELS) + 4  # nothing else is learnt
+
+
+def test_linear_head_learns_alike_from_large_and_small_features(features: list[Tensor]) -> None:
+    heads = LinearHead(CHANNELS, 4), LinearHead(CHANNELS, 4)
+    heads[1].load_state_dict(heads[0].state_dict())
+    small, large = (head([x * size for x in features])[0] for head, size in zip(heads, (1, 1000), strict=True))
+    torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-4)
 
 
 def test_initial_predictions_are_for_training_only(features: list[Tensor]) -> None:

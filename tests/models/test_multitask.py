@@ -237,3 +237,94 @@ def test_bf16_answers_in_float32(image: Tensor) -> None:
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.05)
     with pytest.raises(ConfigError, match=r'"bf61".*Did you mean "bf16"'):
         make(precision="bf61")
+
+
+class Seer(nn.Module):
+    """A head of the user's own that looks at the images themselves."""
+
+    takes_image = True
+
+    def __init__(self, channels: object, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    def features(self, backbone: Backbone, image: Tensor) -> tuple[Tensor, ...]:
+        return (nn.functional.avg_pool2d(image, 4),)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return features[0].sum(1, keepdim=True).expand(-1, self.out_channels, -1, -1), ()
+
+
+def runs_of(module: nn.Module) -> list[int]:
+    sizes: list[int] = []
+    module.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def test_a_head_may_look_at_the_images_of_its_rows(image: Tensor) -> None:
+    model = make("depth").eval()
+    model.add_head(tasks.normals(), 0, head=Seer)
+    answers = model(image, {"normals": torch.tensor([3, 1]), "depth": torch.tensor([0])})
+    pooled = image.double().reshape(4, 3, 12, 4, 16, 4).mean((3, 5)).sum(1)[[3, 1]]
+    torch.testing.assert_close(answers["normals"][0].double(), pooled[:, None].expand(-1, 3, -1, -1))
+    torch.testing.assert_close(answers["depth"][0], model(image[:1], ["depth"])["depth"][0])
+
+
+def test_the_backbone_runs_only_for_heads_that_share_it(image: Tensor) -> None:
+    model = make("depth").eval()
+    model.add_head(tasks.normals(), 0, head=Seer)
+    runs = runs_of(model.backbone)
+    model(image, ["normals"])
+    assert runs == []
+    model(image, {"normals": torch.arange(4), "depth": torch.tensor([], dtype=torch.int64)})
+    assert runs == []
+    model(image)
+    assert runs == [4]
+
+
+def test_features_are_extracted_as_told(image: Tensor) -> None:
+    model = make("depth").eval()
+    doubled = model(image, extract=lambda x: tuple(2 * f for f in model.features(x)))["depth"][0]
+    assert torch.equal(doubled, model([2 * f for f in model.features(image)])["depth"][0])
+    assert not torch.equal(doubled, model(image)["depth"][0])
+
+
+def test_kept_features_cannot_serve_a_head_that_needs_images(image: Tensor) -> None:
+    model = make("depth").eval()
+    model.add_head(tasks.normals(), 0, head=Seer)
+    assert [model.needs_images(names) for names in (None, ["depth"], ["normals"], [])] == [True, False, True, False]
+    features = model.features(image)
+    assert list(model(features, ["depth"])) == ["depth"]
+    with pytest.raises(TaskError, match=r'features for "normals".*cache_features=off'):
+        model(features)
+    with pytest.raises(TaskError, match=r'"nromals".*Did you mean "normals"'):
+        model.needs_images(["nromals"])
+
+
+def test_heads_added_at_once_are_those_added_in_turn() -> None:
+    model, other = make(), make("depth", "normals", seed=3)
+    model.add_heads([tasks.depth(), tasks.normals()], 3)
+    assert list(model.tasks) == ["depth", "normals"]
+    assert same(model.heads, other.heads)
+    with pytest.raises(TaskError, match=r"already"):
+        model.add_heads([tasks.edges(), tasks.depth()], 3)
+
+
+def test_an_unfrozen_head_learns_again(image: Tensor) -> None:
+    model = make("depth")
+    model.freeze_head("depth")
+    model.unfreeze_head("depth")
+    assert model.train().heads["depth"].training
+    assert model.frozen_heads == set()
+    model(image)["depth"][0].mean().backward()
+    assert all(p.grad is not None for n, p in model.heads.named_parameters() if ".initial." not in n)
+    with pytest.raises(TaskError):
+        model.unfreeze_head("normals")
+
+
+def test_parameters_are_the_backbones_or_the_heads() -> None:
+    model = make("depth", "normals")
+    backbone, heads = [*model.backbone_parameters()], [*model.head_parameters()]
+    assert [id(p) for p in backbone] == [id(p) for p in model.backbone.parameters()]
+    assert [id(p) for p in heads] == [id(p) for p in model.heads.parameters()]
+    assert [id(p) for p in model.used_parameters()] == [id(p) for p in model.parameters()]
