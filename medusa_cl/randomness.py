@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -46,16 +47,22 @@ def permutation(n: int, *key: Key) -> NDArray[np.int64]:
 
 @contextmanager
 def seeded(*key: Key) -> Iterator[None]:
-    """Let what draws from torch's global CPU generator within, as modules do at birth, depend on the key alone.
+    """Let what draws from global states within depend on the key alone: torch's CPU generator and Python's own.
 
-    The global state is as before afterwards, also after an error.
+    Modules draw from the former at birth, Avalanche's memories from both. They are as before afterwards, also after an
+    error.
     """
     import torch
 
+    before = random.getstate()
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed accelerators too.
         torch.default_generator.manual_seed(_seed(key))
-        yield
+        random.seed(_seed(key))
+        try:
+            yield
+        finally:
+            random.setstate(before)
 
 
 def _digest(key: tuple[Key, ...]) -> bytes:

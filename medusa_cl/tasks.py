@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Draw = Callable[[NDArray[Any]], NDArray[np.uint8]]
+OUTPUTS = ("classes", "binary", "values")
 
 
 _MODULES = torch.nn.ModuleDict()  # refuses the names that it has itself, as "type" and "keys"
@@ -65,11 +66,13 @@ class DenseTask:
         on_zoom: How the values of a target change under a zoom by a factor, besides their place.
         on_rotate: How the values of a target (C H W) change when the picture is rotated about its centre by some
             degrees, besides their place; positive is counter-clockwise as seen.
+        output: What the logits are: "classes" (softmax over the channels), "binary" (a sigmoid for each channel) or
+            "values" (what `decode` makes of them is compared as it is); distillation goes by it.
         classes: Names of the classes, for tasks that have some.
         options: What the function that made a built-in task was called with.
 
     Raises:
-        TaskError: The name cannot be that of a file and of a module.
+        TaskError: The name cannot be that of a file and of a module, or `output` is none of the three.
     """
 
     name: str
@@ -87,11 +90,14 @@ class DenseTask:
     on_flip: Callable[[Tensor], Tensor] = _unmoved
     on_zoom: Callable[[Tensor, float], Tensor] = _unzoomed
     on_rotate: Callable[[Tensor, float], Tensor] = _unrotated
+    output: str = "values"
     classes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a name that could not be saved: heads are modules by their tasks' names, pictures are files."""
+        if self.output not in OUTPUTS:
+            raise TaskError(unknown("DenseTask.output", str(self.output), OUTPUTS))
         if not isinstance(self.name, str) or not self.name or set(self.name) & set("./\\"):
             raise TaskError(f'Expected a task\'s name without ".", "/" and "\\", but got {self.name!r}. Rename it.')
         if hasattr(_MODULES, self.name):
@@ -120,6 +126,7 @@ def semseg(classes: int | Sequence[str] = 40, *, name: str = "semseg", loss_weig
         classes=names,
         loss=losses.cross_entropy,
         decode=_argmax,
+        output="classes",
         metric=functools.partial(_metric, "SegmentationMetric", num_classes=len(names)),
         primary="miou",
         unit="%",
@@ -147,6 +154,7 @@ def saliency(*, name: str = "saliency", loss_weight: float = 5.0) -> DenseTask:
         channels=1,
         loss=losses.balanced_bce,
         decode=torch.sigmoid,
+        output="binary",
         metric=functools.partial(_metric, "SaliencyMetric"),
         primary="max_f",
         unit="%",
@@ -172,6 +180,7 @@ def edges(*, tolerance: float = 0.011, name: str = "edges", loss_weight: float =
         channels=1,
         loss=losses.weighted_bce,
         decode=torch.sigmoid,
+        output="binary",
         metric=functools.partial(_metric, "EdgeMetric", tolerance=tolerance),
         primary="edge_f",
         unit="%",

@@ -79,18 +79,26 @@ class ValSelection(SupervisedPlugin):
     experience has taught (EWC): they should see the weights kept.
 
     Args:
-        source: The val split; it must carry the tasks that are trained.
+        source: The val split; it must carry the tasks that are trained. None for that of the experience's scenario.
+
+    Attributes:
+        since_best: Epochs since the one that is kept.
+
+    Raises:
+        ConfigError: When training begins, `source` is None and the scenario has no val split.
     """
 
-    def __init__(self, source: DenseData) -> None:
+    def __init__(self, source: DenseData | None = None) -> None:
         super().__init__()
-        self._source = source
+        self._given, self._source = source, source
+        self.since_best = 0
         self._units, self._best = dict[str, float](), dict[str, float]()
         self._kept: dict[str, Tensor] = {}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Forget the experience before."""
-        self._units, self._best, self._kept = {}, {}, {}
+        self._units, self._best, self._kept, self.since_best = {}, {}, {}, 0
+        self._source = self._given or _val_split(strategy.experience, type(self).__name__)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Look how good the weights are."""
@@ -98,9 +106,10 @@ class ValSelection(SupervisedPlugin):
         for name, value in values.items():
             if math.isfinite(value) and value:
                 self._units.setdefault(name, abs(value))
+        self.since_best += 1
         known = any(math.isfinite(value) for value in self._best.values())
         if not known or self._gain(strategy.experience.tasks, values) > 0:
-            self._best = values
+            self._best, self.since_best = values, 0
             self._kept = {name: value.detach().cpu().clone() for name, value in strategy.model.state_dict().items()}
 
     def _gain(self, tasks: Mapping[str, DenseTask], values: Mapping[str, float]) -> float:
@@ -123,12 +132,50 @@ class ValSelection(SupervisedPlugin):
         """The primary metric of each task on the val split."""
         tasks = strategy.experience.tasks
         metrics = {name: task.metric().to(strategy.device) for name, task in tasks.items()}
+        assert self._source is not None
         dataset = DenseDataset(self._source, tasks, strategy.experience.task_label)
         for images, targets, _ in DenseLoader(dataset, strategy.eval_mb_size, tasks=tasks):
             predicted = strategy.model.model.predict(images.to(strategy.device), list(tasks))
             for name, entry in targets.to(strategy.device).entries.items():
                 metrics[name].update(predicted[name][entry.rows], entry.value)
         return {name: float(metric.compute()[tasks[name].primary]) for name, metric in metrics.items()}
+
+
+def _val_split(experience: Any, plugin: str) -> DenseData:
+    """Return the images set aside for the tasks of a training experience."""
+    benchmark = getattr(getattr(experience, "origin_stream", None), "benchmark", None)
+    for other in getattr(benchmark, "val_stream", ()):
+        if set(other.tasks) >= set(experience.tasks):
+            source: DenseData = other.source
+            return source
+    raise ConfigError(
+        f'{plugin} needs images set aside for choosing, but "{experience.name}" comes from a scenario without a val '
+        "split. Set scenario.val_fraction (or scenario.val_size), or pass the split: "
+        f"{plugin}(source=scenario.data['val'])."
+    )
+
+
+class EarlyStopping(ValSelection):
+    """Ends an experience once it gets no better on val, and keeps its best epoch's weights (see `ValSelection`).
+
+    Args:
+        patience: Epochs without a better one after which training ends.
+        source: See `ValSelection`.
+
+    Raises:
+        ConfigError: The patience is below 1; or, when training begins, there is no val split.
+    """
+
+    def __init__(self, patience: int = 5, source: DenseData | None = None) -> None:
+        super().__init__(source)
+        if patience < 1:
+            raise ConfigError(f"Expected a patience of at least 1 epoch, but got {patience}.")
+        self.patience = patience
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop here, not after an epoch: a stop asked for after the last one would end the next experience."""
+        if self.since_best >= self.patience:
+            strategy.stop_training()
 
 
 class Progress(SupervisedPlugin):
@@ -148,8 +195,10 @@ class Progress(SupervisedPlugin):
         self.rates: dict[str, float] = {}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Open a bar."""
-        self._bar = self._open.enter_context(self._make(strategy.experience.name, planned_steps(strategy)))
+        """Open a bar, unless there is nothing to do."""
+        self._bar = None
+        if steps := planned_steps(strategy):
+            self._bar = self._open.enter_context(self._make(strategy.experience.name, steps))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Advance it."""
@@ -157,7 +206,8 @@ class Progress(SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Close it."""
-        self.rates[strategy.experience.name] = self._bar.images_per_second or 0.0
+        if self._bar is not None:
+            self.rates[strategy.experience.name] = self._bar.images_per_second or 0.0
         self.close()
 
     def close(self) -> None:

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training.supervised import Naive
 from torch import Tensor, nn
 
 from medusa_cl import tasks
 from medusa_cl.data.loader import unit_image
 from medusa_cl.data.split import DenseData
+from medusa_cl.errors import ConfigError
 from medusa_cl.models import MultiTaskModel
 from medusa_cl.scenarios.dense import DenseScenario, dense_scenario
-from medusa_cl.strategies.medusa import Medusa
-from medusa_cl.strategies.plugins import ValSelection
+from medusa_cl.strategies.evaluation import dense_evaluator
+from medusa_cl.strategies.medusa import Medusa, MedusaPlugin
+from medusa_cl.strategies.plugins import EarlyStopping, ValSelection
+from medusa_cl.strategies.template import DenseCriterion, DenseModule
 
 Model = Callable[..., MultiTaskModel]
 State = dict[str, Tensor]
@@ -147,18 +151,30 @@ class Counter(nn.Module):
 
 def kept_epoch(selection: ValSelection, values: Sequence[Mapping[str, float]], monkeypatch: pytest.MonkeyPatch) -> int:
     """Return the epoch (from 1) whose weights are kept when val gives these values."""
+    return epochs_of(selection, values, monkeypatch)[0]
+
+
+def epochs_of(
+    selection: ValSelection, values: Sequence[Mapping[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int]:
+    """Return the epoch that is kept and how many there were."""
     rows: Iterator[Mapping[str, float]] = iter(values)
     monkeypatch.setattr(selection, "_values", lambda strategy: dict(next(rows)))
     known = {task.name: task for task in KNOWN}
     experience = SimpleNamespace(tasks={name: known[name] for name in values[0]})
-    strategy = SimpleNamespace(model=Counter(), experience=experience)
+    stops = list[int]()
+    strategy = SimpleNamespace(model=Counter(), experience=experience, stop_training=lambda: stops.append(1))
     selection.before_training_exp(strategy)
     for epoch in range(1, len(values) + 1):
+        selection.before_training_epoch(strategy)
+        if stops:
+            break
         with torch.no_grad():
             strategy.model.epoch.fill_(epoch)
         selection.after_training_epoch(strategy)
+    count = int(strategy.model.epoch)
     selection.after_training_exp(strategy)
-    return int(strategy.model.epoch)
+    return int(strategy.model.epoch), count
 
 
 NAN = float("nan")
@@ -189,3 +205,85 @@ def test_which_epoch_is_best(
     selection = ValSelection(fake_splits["val"])
     assert kept_epoch(selection, values, monkeypatch) == epoch
     assert kept_epoch(selection, [{"depth": 5.0}, {"depth": 6.0}], monkeypatch) == 1, "the experience before is gone"
+
+
+@pytest.mark.parametrize(
+    ("patience", "errors", "kept", "epochs"),
+    [
+        (1, [1.0, 1.1, 0.5], 1, 2),
+        (2, [1.0, 1.1, 0.5, 0.6, 0.7, 0.1], 3, 5),
+        (2, [1.0, 1.0, 1.0, 0.5], 1, 3),  # as good is not better
+        (3, [1.0, 0.9, 0.8, 0.7], 4, 4),
+        (1, [NAN, NAN, 2.0, 3.0, 1.0], 3, 4),  # nothing to stop by before there are values
+        (1, [1.0, NAN, 0.5], 1, 2),
+    ],
+)
+def test_when_training_ends_early(
+    patience: int, errors: list[float], kept: int, epochs: int, fake_splits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = EarlyStopping(patience, fake_splits["val"])
+    values = [{"depth": error} for error in errors]
+    assert epochs_of(stopping, values, monkeypatch) == (kept, epochs)
+    assert epochs_of(stopping, values, monkeypatch) == (kept, epochs), "the experience before is gone"
+
+
+class Rising(EarlyStopping):
+    """Early stopping to which each look at val shows something worse than the one before."""
+
+    looks = 0
+
+    def _values(self, strategy: Any) -> dict[str, float]:
+        self.looks += 1
+        return {name: -float(task.sign * self.looks) for name, task in strategy.experience.tasks.items()}
+
+
+def with_benchmark(scenario: DenseScenario) -> DenseScenario:
+    for split in scenario.data:
+        getattr(scenario, f"{split}_stream").benchmark = scenario
+    return scenario
+
+
+@pytest.mark.parametrize("host", ["template", "naive"])
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_an_experience_that_ends_early_does_not_end_the_next(
+    host: str, epochs: int, tiny_model: Model, guarded: DenseScenario
+) -> None:
+    """The first epoch is kept of each, the second was the last; and the val split is found by itself."""
+    remember, stopping = Remember(), Rising(patience=1)
+    scenario, model = with_benchmark(guarded), tiny_model()
+    if host == "template":
+        strategy: Any = learner(model, remember, stopping, epochs=epochs)
+    else:
+        module = DenseModule(model)
+        strategy = Naive(
+            model=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+            criterion=DenseCriterion(model.tasks),
+            train_mb_size=8,
+            train_epochs=epochs,
+            evaluator=dense_evaluator(),
+            plugins=[MedusaPlugin(freeze="none", freeze_old_heads=False), remember, stopping],
+        )
+    for k, experience in enumerate(scenario.train_stream[:2]):
+        strategy.train(experience, eval_streams=[])
+        assert len(remember.epochs[k]) == 2
+        assert same(state(strategy.model), remember.epochs[k][0])
+
+
+@pytest.mark.parametrize("make", [EarlyStopping, ValSelection])
+def test_the_val_split_is_that_of_the_scenario(make: Any, guarded: DenseScenario) -> None:
+    plugin = make()
+    plugin.before_training_exp(SimpleNamespace(experience=with_benchmark(guarded).train_stream[1]))
+    assert plugin._source is guarded.data["val"]
+    given = make(source=guarded.data["train"])
+    given.before_training_exp(SimpleNamespace(experience=guarded.train_stream[1]))
+    assert given._source is guarded.data["train"]
+
+
+def test_without_a_val_split_it_says_so_before_training(tiny_model: Model, fake_splits: Any) -> None:
+    data = {split: fake_splits[split] for split in ("train", "test")}
+    scenario = with_benchmark(dense_scenario(KNOWN, data, base=["depth"], stream=[]))
+    with pytest.raises(ConfigError, match=r'EarlyStopping needs images .* "depth" .*scenario.val_fraction'):
+        learner(tiny_model(), EarlyStopping()).train(scenario.train_stream[0], eval_streams=[])
+    with pytest.raises(ConfigError, match="patience of at least 1 epoch, but got 0"):
+        EarlyStopping(0)
