@@ -59,8 +59,8 @@ def _check_options(group: str, value: str, options: Sequence[str]) -> None:
 
 def _keys(known: dict[str, list[str]]) -> Iterator[str]:
     """Every key that some choice of options has."""
-    primary = OmegaConf.load(HERE / "config.yaml")
-    yield from (str(key) for key in primary if key not in ("defaults", "hydra"))
+    primary: Any = OmegaConf.to_container(OmegaConf.load(HERE / "config.yaml"))
+    yield from _flat({key: value for key, value in primary.items() if key != "hydra"}, "")
     for group, options in known.items():
         for option in options:
             content = OmegaConf.to_container(OmegaConf.load(HERE / group / f"{option}.yaml"))

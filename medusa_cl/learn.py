@@ -28,6 +28,7 @@ def learn(
     strategy: Medusa,
     *,
     start: int = 0,
+    rows: Sequence[Mapping[str, float | None]] = (),
     learnt: Callable[[int, TaskMatrix, Scores], None] = lambda k, matrix, scores: None,
     seconds: dict[str, float] | None = None,
 ) -> TaskMatrix:
@@ -37,6 +38,7 @@ def learn(
         scenario: What comes when.
         strategy: What learns.
         start: The first experience to train on; earlier ones have been learnt (their heads were loaded).
+        rows: The first rows of the matrix, where they are known already.
         learnt: Called after each experience with its number, the matrix so far and every metric of every task.
         seconds: Filled with the seconds of training by experience ("base", then the task) and of "evaluation".
 
@@ -50,7 +52,11 @@ def learn(
             with timed(seconds, matrix.after[k]):
                 strategy.train(experience, eval_streams=[])
         else:
-            strategy.model.adopt(experience)
+            strategy.adopt(experience)
+        if k < len(rows):
+            matrix.set_row(k, rows[k])
+            strategy.recall(rows[k])
+            continue
         with timed(seconds, "evaluation"):
             strategy.eval(scenario.test_stream[: k + 1])
         scores = strategy.results

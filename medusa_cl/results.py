@@ -10,11 +10,21 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medusa_cl.errors import DataError, TaskError, unknown
 
-__all__ = ["REFERENCES", "TaskMatrix", "better_by", "mtl_delta", "summary_parts", "transfer"]
+__all__ = [
+    "REFERENCES",
+    "UNTRAINED",
+    "Spread",
+    "TaskMatrix",
+    "better_by",
+    "mean_and_spread",
+    "mtl_delta",
+    "summary_parts",
+    "transfer",
+]
 
 NEAR_ZERO = 1e-6
 """A reference closer to 0 than this has no meaningful percentage."""
@@ -23,6 +33,8 @@ FROZEN_PLAIN = "frozen_plain"
 FROZEN_PLAIN_CONTROL = "frozen_plain_control"
 FROZEN_PLAIN_MEDUSA = "frozen_plain_medusa"
 SINGLE_TASK = "single_task"
+UNTRAINED = "untrained"
+"""The reference that forward transfer stands against: each task's value before anything was trained."""
 
 REFERENCES: Mapping[str, str] = {
     SINGLE_TASK: "a net of its own for each task, trained end to end",
@@ -69,8 +81,41 @@ def mtl_delta(
     return _number(_mtl_delta(values, single_task, higher_is_better))
 
 
+class Spread(NamedTuple):
+    """Mean and spread of the same number over several runs, and why one of them is not there."""
+
+    mean: float | None
+    deviation: float | None
+    """Standard deviation of the sample (n - 1)."""
+    why: str
+    """The reason for what is None, or an empty string."""
+
+
+def mean_and_spread(values: Sequence[float | None]) -> Spread:
+    """Return the mean and the sample standard deviation of one number over runs (over seeds, for instance).
+
+    Args:
+        values: The number of each run; None or a value that is not finite means undefined.
+
+    Returns:
+        Both are None if any run has no number: the mean over the others is another quantity. One run alone has no
+        deviation.
+    """
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
+    if len(known) < len(values):
+        return Spread(None, None, f"{len(values) - len(known)} of {len(values)} runs have no value")
+    if not known:
+        return Spread(None, None, "there is no run")
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return Spread(mean, None, "one run has no spread")
+    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), "")
+
+
 class TaskMatrix:
     """The primary metric of every task after every experience, on the test split.
+
+    Every result can be asked for after any experience k; without k it is that of the last row.
 
     Args:
         experiences: The tasks that each experience brings; the first holds the base tasks.
@@ -86,6 +131,22 @@ class TaskMatrix:
         _check_tasks(self.tasks, higher_is_better)
         self.higher_is_better = {task: bool(higher_is_better[task]) for task in self.tasks}
         self.rows: list[dict[str, float | None]] = []
+        self._ahead: dict[str, float | None] = {}
+
+    def grow(self, names: Sequence[str], higher_is_better: Mapping[str, bool]) -> None:
+        """Add an experience to the end, where the stream is not known beforehand.
+
+        Args:
+            names: The tasks that it brings.
+            higher_is_better: The direction of at least those tasks.
+
+        Raises:
+            TaskError: As at construction.
+        """
+        tasks = (*self.tasks, *names)
+        _check_tasks(tasks, {**higher_is_better, **self.higher_is_better})
+        self.experiences, self.tasks = (*self.experiences, tuple(names)), tasks
+        self.higher_is_better |= {task: bool(higher_is_better[task]) for task in names}
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -110,7 +171,15 @@ class TaskMatrix:
     @property
     def old_tasks(self) -> tuple[str, ...]:
         """The tasks that could have been forgotten: all that were learnt before the last row's experience."""
-        return tuple(task for names in self.experiences[: max(self.last, 0)] for task in names)
+        return self.learnt_before()
+
+    def learnt_before(self, k: int | None = None) -> tuple[str, ...]:
+        """Return the tasks that experience k could have made worse: all that were learnt before it.
+
+        Raises:
+            ValueError: There is no row k. So does every method that takes k.
+        """
+        return tuple(task for names in self.experiences[: max(self._row(k), 0)] for task in names)
 
     def learnt_at(self, task: str) -> int:
         """Return the experience that brought a task.
@@ -159,34 +228,81 @@ class TaskMatrix:
         """Return the value of a task in the last row."""
         return self.R(self.last, task)
 
-    def forgetting(self, task: str) -> float | None:
-        """Return s_j (R_jj - R_last,j) in the metric's unit: positive where the task became worse."""
-        return _number(self._forgetting(task))
+    def forgetting(self, task: str, k: int | None = None) -> float | None:
+        """Return s_j (R_jj - R_kj) in the metric's unit: positive where the task became worse since it was learnt."""
+        return _number(self._forgetting(task, self._row(k)))
 
-    def forgetting_best(self, task: str) -> float | None:
-        """Return the best value of the rows before the last, minus the last (Chaudhry et al. 2018), direction-aware."""
-        return _number(self._forgetting_best(task))
+    def forgetting_best(self, task: str, k: int | None = None) -> float | None:
+        """Return the best value of the rows before k, minus that of row k (Chaudhry et al. 2018), direction-aware."""
+        return _number(self._forgetting_best(task, self._row(k)))
 
-    def forgetting_percent(self, task: str) -> float | None:
-        """Return the forgetting in percent of |R_jj|."""
-        return _number(self._forgetting_percent(task))
+    def forgetting_percent(self, task: str, k: int | None = None) -> float | None:
+        """Return the forgetting in percent of |R_jj|; None where that is 0 to within 1e-6."""
+        return _number(self._forgetting_percent(task, self._row(k)))
 
-    def mean_forgetting(self) -> float | None:
-        """Return the mean forgetting of all tasks but the last experience's; None if any of them has none."""
-        return _number(self._with_mean(self._forgetting)["mean"])
+    def mean_forgetting(self, k: int | None = None) -> float | None:
+        """Return the mean forgetting of all tasks learnt before experience k; None if any of them has none."""
+        return _number(self._with_mean(self._forgetting, self._row(k))["mean"])
 
-    def bwt(self) -> float | None:
+    def mean_forgetting_best(self, k: int | None = None) -> float | None:
+        """Return the mean of `forgetting_best` over the same tasks; None if any of them has none."""
+        return _number(self._with_mean(self._forgetting_best, self._row(k))["mean"])
+
+    def mean_forgetting_percent(self, k: int | None = None) -> float | None:
+        """Return the mean of `forgetting_percent` over the same tasks; None if any of them has none."""
+        return _number(self._with_mean(self._forgetting_percent, self._row(k))["mean"])
+
+    def bwt(self, k: int | None = None) -> float | None:
         """Return backward transfer (Lopez-Paz and Ranzato 2017), direction-aware: minus the mean forgetting."""
-        mean = self.mean_forgetting()
-        return None if mean is None else 0.0 - mean
+        return _number(self._bwt(self._row(k)))
+
+    def set_ahead(self, task: str, value: float | None) -> None:
+        """Record R_(j-1)j: the value of a task j right before the experience that brings it.
+
+        Only some heads have an answer before they are trained, so `set_row` refuses such values as mistakes.
+
+        Raises:
+            TaskError: The task is unknown, or of experience 0: nothing comes before it.
+        """
+        if self.learnt_at(task) == 0:
+            raise TaskError(f"Task {task!r} is learnt in experience 0, so it has no value ahead of it. Leave it out.")
+        self._ahead[task] = _finite(value)
+
+    def ahead(self, task: str) -> float | None:
+        """Return what `set_ahead` recorded."""
+        return self._ahead.get(task)
+
+    def fwt(self, untrained: Mapping[str, float | None] | None, k: int | None = None) -> float | None:
+        """Return forward transfer (Lopez-Paz and Ranzato 2017): the mean of s_j (R_(j-1)j - b_j), direction-aware.
+
+        Args:
+            untrained: b: each task's value with a net on which nothing was trained; None if there is no such net.
+            k: The experience up to which tasks count.
+
+        Returns:
+            The mean over all tasks but experience 0's; None if one has no value ahead of its experience (see
+            `set_ahead`) or no untrained value.
+        """
+        return _number(self._fwt(untrained, self._row(k)))
+
+    def relative(self, reference: Mapping[str, float | None], k: int | None = None) -> dict[str, float | None]:
+        """Return the `transfer` in percent of each task learnt by experience k over a reference's value of it.
+
+        Values of unlike metrics have no mean; their percentages have: "mean", which is Delta_MTL (Maninis et al. 2019)
+        where the reference is the single-task nets. It is None if any task has none.
+        """
+        return {name: _number(outcome) for name, outcome in self._relative(reference, self._row(k)).items()}
 
     def to_csv(self, path: Path | str) -> None:
-        """Write a row per experience and a column per task; cells without a value are empty."""
+        """Write a row per experience and a column per task; cells without a value are empty.
+
+        A value ahead of a task's experience stands in its column, in the row before.
+        """
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["after", *self.tasks])
             for k, label in enumerate(self.after):
-                cells = (self.R(k, task) for task in self.tasks)
+                cells = (self._ahead.get(t) if self.learnt_at(t) == k + 1 else self.R(k, t) for t in self.tasks)
                 table.writerow([label, *("" if cell is None else repr(cell) for cell in cells)])
 
     @classmethod
@@ -201,42 +317,89 @@ class TaskMatrix:
         try:
             (_, *tasks), *lines = table
             matrix = cls(_experiences(tasks, [line[0] for line in lines]), higher_is_better)
-            rows = [[float(cell) if cell else None for cell in cells] for _, *cells in lines]
-            while rows and not any(cell is not None for cell in rows[-1]):
+            rows = [{t: float(cell) for t, cell in zip(tasks, line[1:], strict=True) if cell} for line in lines]
+            for k, row in enumerate(rows):
+                for task in [task for task in row if matrix.learnt_at(task) == k + 1]:
+                    matrix.set_ahead(task, row.pop(task))
+            while rows and not rows[-1]:
                 rows.pop()  # experiences that were still to come
             for k, row in enumerate(rows):
-                matrix.set_row(k, dict(zip(tasks, row, strict=True)))
+                matrix.set_row(k, row)
         except (IndexError, ValueError) as error:
             raise DataError(f"Expected a task matrix (after, task, task, ...) in {path}, but: {error}.") from error
         return matrix
 
-    def _forgetting(self, task: str) -> _Outcome:
-        return self._lost(task, self.just_learnt(task))
+    def _row(self, k: int | None) -> int:
+        if k is None:
+            return self.last
+        if not 0 <= k <= self.last:
+            raise ValueError(f"Expected an experience with a row, 0 to {self.last}, but got {k}.")
+        return k
 
-    def _forgetting_best(self, task: str) -> _Outcome:
-        before = (self.R(k, task) for k in range(self.learnt_at(task), self.last))
+    def _forgetting(self, task: str, k: int) -> _Outcome:
+        return self._lost(task, self.just_learnt(task), k)
+
+    def _forgetting_best(self, task: str, k: int) -> _Outcome:
+        before = (self.R(row, task) for row in range(self.learnt_at(task), k))
         seen = [value for value in before if value is not None]
         pick = max if self.higher_is_better[task] else min
-        return self._lost(task, pick(seen) if seen else None)
+        return self._lost(task, pick(seen) if seen else None, k)
 
-    def _forgetting_percent(self, task: str) -> _Outcome:
-        lost = self._forgetting(task)
+    def _forgetting_percent(self, task: str, k: int) -> _Outcome:
+        lost = self._forgetting(task, k)
         learnt = self.just_learnt(task)
         if isinstance(lost, str) or learnt is None:
             return lost
         return _near_zero(learnt) or 100 * lost / abs(learnt)
 
-    def _lost(self, task: str, earlier: float | None) -> _Outcome:
-        now = self.final(task)
-        if task not in self.old_tasks:
+    def _lost(self, task: str, earlier: float | None, k: int) -> _Outcome:
+        now = self.R(k, task)
+        if self.learnt_at(task) >= k:
             return "nothing was learnt after it"
         if earlier is None or now is None:
-            return f"it has no value {'in the last row' if now is None else 'before the last row'}"
+            row = "the last row" if k == self.last else f"row {self.after[k]}"
+            return f"it has no value {'in' if now is None else 'before'} {row}"
         return better_by(earlier, now, self.higher_is_better[task])
 
-    def _with_mean(self, of: Callable[[str], _Outcome]) -> dict[str, _Outcome]:
-        parts = {task: of(task) for task in self.old_tasks}
+    def _with_mean(self, of: Callable[[str, int], _Outcome], k: int) -> dict[str, _Outcome]:
+        parts = {task: of(task, k) for task in self.tasks if self.learnt_at(task) < k}
         return {**parts, "mean": _mean(parts, "there is one experience only: nothing could be forgotten")}
+
+    def _bwt(self, k: int) -> _Outcome:
+        mean = self._with_mean(self._forgetting, k)["mean"]
+        return mean if isinstance(mean, str) else 0.0 - mean
+
+    def _fwt(self, untrained: Mapping[str, float | None] | None, k: int) -> _Outcome:
+        if untrained is None:
+            return f"there is no reference {UNTRAINED}"
+        later = [task for task in self.stream if self.learnt_at(task) <= k]
+        return _mean({task: self._forward(task, untrained.get(task)) for task in later}, "no new task was learnt")
+
+    def _forward(self, task: str, untrained: float | None) -> _Outcome:
+        ahead, reference = self.ahead(task), _finite(untrained)
+        if ahead is None:
+            return "it has no value before it was learnt"
+        if reference is None:
+            return "it has no untrained value"
+        return better_by(ahead, reference, self.higher_is_better[task])
+
+    def _relative(self, reference: Mapping[str, float | None], k: int) -> dict[str, _Outcome]:
+        learnt = [task for task in self.tasks if self.learnt_at(task) <= k]
+        parts = {t: _transfer(self.R(k, t), reference.get(t), self.higher_is_better[t]) for t in learnt}
+        return {**parts, "mean": _mean(parts, "there is no task")}
+
+    def _step(self, k: int, single_task: Mapping[str, float | None] | None) -> dict[str, _Outcome]:
+        """What stands after experience k, in single numbers; nothing can be forgotten before experience 1."""
+        missing = f"there is no reference {SINGLE_TASK}"
+        relative = {"mtl_delta": missing if single_task is None else self._relative(single_task, k)["mean"]}
+        if not k:
+            return relative
+        lost = {
+            "forgetting": self._forgetting,
+            "forgetting_best": self._forgetting_best,
+            "forgetting_percent": self._forgetting_percent,
+        }
+        return {name: self._with_mean(of, k)["mean"] for name, of in lost.items()} | {"bwt": self._bwt(k), **relative}
 
 
 def summary_parts(
@@ -257,17 +420,22 @@ def summary_parts(
             features is undefined otherwise: it would mix heads and features.
 
     Returns:
-        "matrix", "forgetting", "forgetting_best", "forgetting_percent", "transfer" and "relative", JSON-able. What is
-        None has a sentence in transfer.why_null: under its path below "transfer" (per_task.edges.delta), or else from
-        the top (forgetting.mean).
+        "matrix", "forgetting", "forgetting_best", "forgetting_percent", "transfer" and "relative", JSON-able.
+        "transfer" also holds "bwt", "fwt" where there is a reference "untrained", and "steps": the means after each
+        experience. What is None has a sentence in transfer.why_null: under its path below "transfer"
+        (per_task.edges.delta), or else from the top (forgetting.mean).
     """
     losses = {
-        "forgetting": matrix._with_mean(matrix._forgetting),
-        "forgetting_best": matrix._with_mean(matrix._forgetting_best),
-        "forgetting_percent": matrix._with_mean(matrix._forgetting_percent),
+        "forgetting": matrix._with_mean(matrix._forgetting, matrix.last),
+        "forgetting_best": matrix._with_mean(matrix._forgetting_best, matrix.last),
+        "forgetting_percent": matrix._with_mean(matrix._forgetting_percent, matrix.last),
     }
-    gains = _gains(matrix, references, frozen, medusa_head)
     single = references.get(SINGLE_TASK)
+    gains = _gains(matrix, references, frozen, medusa_head)
+    gains["bwt"] = matrix._bwt(matrix.last)
+    if UNTRAINED in references:
+        gains["fwt"] = matrix._fwt(references[UNTRAINED], matrix.last)
+    gains["steps"] = {matrix.after[k]: matrix._step(k, single) for k in range(len(matrix.rows))}
     finals = {task: matrix.final(task) for task in matrix.tasks}
     relative = {"mtl_delta": _mtl_delta(finals, single, matrix.higher_is_better)}
     known = {name: {t: _finite(v) for t, v in values.items()} for name, values in references.items()}

@@ -5,10 +5,13 @@ This is where configuration ends: everything below gets plain values, objects an
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
+import hashlib
 import json
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,13 +33,22 @@ if TYPE_CHECKING:
     from medusa_cl.models.multitask import MultiTaskModel
     from medusa_cl.results import TaskMatrix
     from medusa_cl.scenarios.dense import DenseScenario
+    from medusa_cl.start import Start
     from medusa_cl.strategies.medusa import Medusa
     from medusa_cl.strategies.references import Recipe
+    from medusa_cl.study import Member
     from medusa_cl.tracking import RunRecorder
 
 Values = dict[str, dict[str, float | None]]
+MODES = ("run", "study")
 SELECT = ("last", "val")  # which epoch's weights are kept; never by the test split
+MEDUSA = "medusa_cl.strategies.medusa.Medusa"
 MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
+FOR_PEOPLE = ("name", "coupled")  # keys of a configuration that are not arguments of what it makes
+# What may be set with extend=, and the groups any key of which may.
+EXTENDS = ("extend", "remove", "out", "overwrite", "references", "scenario.stream", "head", "head_width")
+EXTENDS_GROUPS = ("trainer", "tracking")
+LISTED = {"order": "listed", "held_out": None}  # the stream as it is written
 
 
 def main() -> None:
@@ -52,7 +64,9 @@ def main() -> None:
 def _hydra_main(cfg: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        return _with_comparisons(cfg, overrides)
+        if cfg.mode not in MODES:
+            raise ConfigError(unknown("mode", str(cfg.mode), MODES))
+        return _study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
     except MedusaError as error:
         _fail(error)
 
@@ -68,8 +82,8 @@ def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
     with first.references_beside():
         learnt = [first]
         for line in cfg.get("compare") or []:
-            kept = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
-            chosen = [*kept, *line.split(), "compare=[]"]
+            same = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
+            chosen = [*same, *line.split(), "compare=[]"]
             other = hydra.compose("config", chosen)
             other.base = str(first.run_dir)
             other.trainer.threads = cfg.trainer.threads
@@ -77,6 +91,121 @@ def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
         summaries = [finish(run) for run in learnt]
     objective = summaries[0]["objective"]
     return None if objective is None else float(objective)
+
+
+def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Compute every member of a study that is not kept yet, and report on all; the same command goes on with it."""
+    from medusa_cl import kept, study
+    from medusa_cl.tracking import RunRecorder
+    from medusa_cl.tracking.comparison import study_report
+    from medusa_cl.tracking.console import make_console
+
+    common = [o for o in overrides if re.split(r"[=.]", o.lstrip("+~"))[0] not in NOT_OF_MEMBERS]
+    _arrange(cfg)
+    tasks = [*(cfg.scenario.base or ()), *(cfg.scenario.stream or ())] if cfg.study.leave_one_out else ()
+    comparison = study.Study(study.plan(cfg.study.members, cfg.study.seeds, cfg.study.orders, tasks))
+    configs = {member: _member_config(common, member) for member in comparison.planned}
+    folder = _study_folder(cfg, common)
+    console, recorder, places = make_console(), RunRecorder(folder, _tracker(cfg)), _Places()
+    config = OmegaConf.to_container(cfg, resolve=True)
+    recorder.start(cast(Any, config), {"study": ", ".join(comparison.names), "scenario": cfg.scenario.name})
+    status = "FAILED"
+    try:
+        for number, (member, chosen) in enumerate(configs.items(), 1):
+            console.rule(f"{number}/{len(configs)} {member.label}", style="dim", align="left")
+            place = places.of(chosen)
+            note = kept.read(place)
+            outcome = study.Outcome(member, note["summary"], note["run_dir"], True) if note else None
+            comparison.outcomes.append(outcome or _computed(chosen, member, folder, recorder))
+            _write_study(comparison, recorder)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        console.print(f"Stopped. The same command goes on: {len(comparison.outcomes)} of {len(configs)} runs are kept.")
+        raise
+    finally:
+        recorder.finish(status)
+    console.print(study_report(comparison.report(), folder, recorder.ui_line()))
+    if failures := [o for o in comparison.outcomes if o.failure]:
+        raise ConfigError("; ".join(f"{o.member.label}: {o.failure}" for o in failures))
+    return None
+
+
+NOT_OF_MEMBERS = ("mode", "study", "strategy", "plugins", "seed", "out", "overwrite", "compare", "references", "base")
+
+
+def _member_config(common: Sequence[str], member: Member) -> DictConfig:
+    own = [*common, *member.overrides, f"seed={member.seed}", "references=none", "compare=[]"]
+    cfg = hydra.compose("config", own)
+    if member.arrangement and cfg.scenario.get("order") != "joint":  # all tasks together come in no order
+        cfg = hydra.compose("config", [*own, *member.arrangement])
+    _check(cfg)
+    return cfg
+
+
+def _computed(cfg: DictConfig, member: Member, folder: Path, recorder: RunRecorder) -> Any:
+    from medusa_cl.study import Outcome
+
+    cfg.out, cfg.overwrite = str(folder / member.label), (folder / member.label).is_dir()
+    if "parent" in cfg.tracking:
+        cfg.tracking.parent = recorder.run_id
+    try:
+        summary = run(cfg)
+    except (MedusaError, FileNotFoundError) as error:
+        return Outcome(member, failure=str(error))
+    return Outcome(member, summary, summary["run_dir"])
+
+
+def _study_folder(cfg: DictConfig, common: Sequence[str]) -> Path:
+    if cfg.out:
+        return Path(cfg.out)
+    text = json.dumps([OmegaConf.to_container(cfg.study), sorted(common)])
+    return rundir.RUNS / str(cfg.scenario.name) / f"study-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class _Places:
+    """Where finished runs are noted, by what they depend on; each data set and each net is hashed once."""
+
+    def __init__(self) -> None:
+        self._scenarios: dict[str, DenseScenario] = {}
+        self._weights: dict[str, str] = {}
+
+    def of(self, cfg: DictConfig) -> Path:
+        _arrange(cfg := copy.deepcopy(cfg))
+        data, weights = OmegaConf.to_yaml(cfg.scenario), OmegaConf.to_yaml(cfg.backbone)
+        if data not in self._scenarios:
+            self._scenarios[data] = _scenario(cfg)
+        if weights not in self._weights:
+            self._weights[weights] = instantiate(cfg.backbone).weights_hash()
+        scenario, device = self._scenarios[data], resolve_device(cfg.trainer.device)
+        return _run_place(cfg, scenario, _reference_key(cfg, device, scenario, self._weights[weights]))
+
+
+def _run_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path:
+    """Return where it is noted that this run was finished."""
+    from medusa_cl import kept
+
+    parts = {part: _unnamed(cfg[part]) for part in ("strategy", "head")}
+    plugins = OmegaConf.to_container(cfg.plugins, resolve=True)
+    tasks = [task.describe() for task in scenario.tasks.values()]
+    own = {**parts, "plugins": plugins, "groups": scenario.groups, "tasks": tasks, "base": cfg.base or "auto"}
+    return kept.place("run", {**key, **own})
+
+
+def _write_study(comparison: Any, recorder: RunRecorder) -> None:
+    """Write what is known so far: study.json, and each member's aggregates as metrics."""
+    from medusa_cl.tracking.comparison import markdown
+
+    report = comparison.report()
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    (recorder.run_dir / "study.json").write_text(text + "\n", encoding="utf-8")
+    (recorder.run_dir / "study.md").write_text(markdown(report), encoding="utf-8")
+    values = {
+        f"{measure}/{name}": entry["mean"]
+        for name, member in report["members"].items()
+        for measure, entry in member["aggregates"].items()
+    }
+    recorder.metrics(values, 0)
 
 
 def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -104,7 +233,8 @@ class Run:
     cfg: DictConfig
     device: str
     run_dir: Path
-    base: Path | None
+    start: Start | None
+    base_place: Path | None
     scenario: DenseScenario
     model: MultiTaskModel
     make_strategy: Callable[..., Medusa]
@@ -117,6 +247,7 @@ class Run:
     matrix: TaskMatrix | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     beside: Any = None
+    frozen: bool = False
 
     def references_beside(self) -> ExitStack:
         """Return a context that ends the process which learns references, should it still run."""
@@ -131,19 +262,24 @@ def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     import torch
 
     from medusa_cl.learn import timed
+    from medusa_cl.start import from_base
     from medusa_cl.tracking.console import make_console
 
     stages: dict[str, float] = {}
     with timed(stages, "set-up"):
+        start: Start | None = None
+        if cfg.extend:
+            cfg, start = _extended(cfg, overrides)
+        elif cfg.base not in (None, "auto"):
+            start = from_base(cfg.base)
         device = resolve_device(cfg.trainer.device)
         torch.set_num_threads(int(cfg.trainer.threads))
-        base = rundir.find_base(cfg.base) if cfg.base else None
-        _check(cfg)
+        _check(cfg, start)
         _arrange(cfg)
         with rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg)) as run_dir:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
-            made = _set_up(cfg, device, run_dir, base, make_console(), stages)
+            made = _set_up(cfg, device, run_dir, start, make_console(), stages)
     stages["set-up"] -= stages["data"]
     with _closing(made):
         _learn(made)
@@ -157,8 +293,18 @@ def finish(made: Run) -> dict[str, Any]:
     with _closing(made):
         summary = _summary(made)
     made.recorder.finish()
+    _keep_run(made, summary)
     made.console.print(report(summary, made.run_dir, made.recorder.ui_line()))
     return summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)}
+
+
+def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
+    """Note that this run is finished, for studies of which it is a part."""
+    from medusa_cl import kept
+
+    if not made.cfg.extend and (made.start is None or made.base_place is not None):
+        place = _run_place(made.cfg, made.scenario, made.reference_key)
+        kept.write(place, {"run_dir": str(made.run_dir), "summary": summary})
 
 
 @contextmanager
@@ -201,11 +347,9 @@ def resolve_device(name: str) -> str:
     return str(name)
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig, start: Start | None = None) -> None:
     """Check what costs nothing to check, before anything slow."""
-    from medusa_cl.models.backbone import Backbone
     from medusa_cl.models.multitask import PRECISIONS
-    from medusa_cl.strategies.medusa import MedusaPlugin
     from medusa_cl.strategies.plugins import LRSchedule
     from medusa_cl.strategies.references import check_names
 
@@ -222,21 +366,74 @@ def _check(cfg: DictConfig) -> None:
     elif cfg.references not in ("auto", "none"):
         raise ConfigError(f'Expected references=auto, none or a list of names, but got "{cfg.references}".')
     LRSchedule(trainer.schedule)
-    MedusaPlugin(freeze=str(cfg.strategy.freeze), cache_features=str(cfg.strategy.cache_features))
-    _plugins(cfg)
+    _check_strategy(cfg, start)
+
+
+def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
+    """Check that strategy, plugins, backbone and head go together."""
+    from medusa_cl.models.backbone import Backbone
+    from medusa_cl.strategies import compose
+    from medusa_cl.strategies.medusa import MedusaPlugin
+
+    keys = ("freeze", "stages", "freeze_from", "freeze_old_heads", "cache_features")
+    freeze = MedusaPlugin(**{key: cfg.strategy[key] for key in keys if key in cfg.strategy})
+    plugins = _plugins(cfg)
+    compose.check(plugins, shared_trainable=freeze.shared_trainable, old_trainable=freeze.old_trainable)
+    if start is not None:
+        compose.follow_loaded(plugins)
     small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
-    _head(cfg.head)(small.channels, 1)
+    if freeze.freeze == "stages":
+        small.freeze_stages(freeze.stages)
+    _head(cfg.head)(small.channels, {"task": 1} if cfg.head.get("coupled") else 1)
+    if cfg.head.get("coupled") and cfg.scenario.get("stream") and cfg.scenario.get("order") != "joint":
+        raise ConfigError(
+            f"head={cfg.head.name} decodes all tasks together, so it cannot be given one task after the other. "
+            f"Learn them all at once: strategy={cfg.head.name}."
+        )
 
 
 def _arrange(cfg: DictConfig) -> None:
     """Say in the configuration what will be learnt when, where its options decide that."""
     from medusa_cl.scenarios.dense import arrange
 
-    scenario = cfg.scenario
+    scenario, trainer = cfg.scenario, cfg.trainer
     options = {key: scenario[key] for key in ("order", "held_out", "seed") if key in scenario}
     base, stream = scenario.get("base"), scenario.get("stream")
-    if options and base is not None and stream is not None:
-        scenario.base, scenario.stream = arrange(base, stream, **options)
+    if not options or base is None or stream is None:
+        return
+    scenario.base, scenario.stream = arrange(base, stream, **options)
+    if options.get("order") == "joint" and trainer.max_steps:  # as many steps as the stream would have had
+        trainer.base_steps = (trainer.base_steps or trainer.max_steps) + len(stream) * trainer.max_steps
+
+
+def _extended(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Start]:
+    """Return the configuration of a finished run, with the tasks to be added or removed, and where it starts."""
+    from medusa_cl.start import from_run
+
+    _check_extension(overrides)
+    folder = rundir.find_run(str(cfg.extend), "extend")
+    start = from_run(folder, cfg.remove)
+    theirs: Any = OmegaConf.load(folder / "config.yaml")
+    given = {o.split("=")[0].lstrip("+~") for o in overrides}
+    own = ["out", "overwrite", "references", "tracking", "remove"]
+    own += [key for key in given if key.split(".")[0] in ("trainer", "head", "head_width")]
+    for key in own:
+        OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), force_add=True)
+    new = list(cfg.scenario.stream) if "scenario.stream" in given else []
+    theirs.scenario.stream = [task for task in theirs.scenario.stream if task not in start.removed] + new
+    theirs.scenario.update({key: value for key, value in LISTED.items() if key in theirs.scenario})
+    theirs.update({"extend": str(folder), "base": None, "compare": []})
+    return cast(DictConfig, theirs), start
+
+
+def _check_extension(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key not in EXTENDS and key.split(".")[0] not in EXTENDS_GROUPS:
+            raise ConfigError(
+                f'extend= goes on with a finished run as it was configured, so "{key}" cannot be set. '
+                f"What can: {', '.join(EXTENDS[1:])}, trainer.*, tracking.*"
+            )
 
 
 def instantiate(config: Any, **options: Any) -> Any:
@@ -254,10 +451,10 @@ def instantiate(config: Any, **options: Any) -> Any:
 
 
 def _unnamed(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration without its `name`, which is for people."""
+    """Return a configuration without what is for people."""
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items() if key != "name"}
+    return {str(key): value for key, value in content.items() if key not in FOR_PEOPLE}
 
 
 def _head(config: DictConfig | Mapping[str, Any]) -> Any:
@@ -278,19 +475,18 @@ def _stem(cfg: DictConfig) -> str:
 
 
 def _set_up(
-    cfg: DictConfig, device: str, run_dir: Path, base: Path | None, console: Any, stages: dict[str, float]
+    cfg: DictConfig, device: str, run_dir: Path, start: Start | None, console: Any, stages: dict[str, float]
 ) -> Run:
     import torch
 
-    from medusa_cl.checkpoint import load_model
     from medusa_cl.learn import timed
-    from medusa_cl.models.multitask import MultiTaskModel
+    from medusa_cl.start import from_kept
     from medusa_cl.strategies.plugins import Progress
     from medusa_cl.tracking import RunRecorder
     from medusa_cl.tracking.console import header, progress
 
     on = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {cfg.trainer.threads} threads"
-    console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, base)))
+    console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
     with timed(stages, "data"):
         scenario = _scenario(cfg, console)
     _tell_data(scenario, console)
@@ -300,19 +496,20 @@ def _set_up(
             f"{'scenario.val_fraction=0.1' if 'val_fraction' in cfg.scenario else 'scenario.val_size=20'}, "
             "or trainer.select=last."
         )
-    if base is None:
-        model = MultiTaskModel(instantiate(cfg.backbone), _head(cfg.head), str(cfg.trainer.precision))
-    else:
-        model = load_model(base, scenario.tasks, _head(cfg.head))
-        model.precision = str(cfg.trainer.precision)
-        _check_base(model, scenario, cfg, base)
+    model = _new_model(cfg) if start is None else _loaded(cfg, start, scenario)
+    weights_hash = (start and start.weights_hash) or model.backbone.weights_hash()
+    key = _reference_key(cfg, device, scenario, weights_hash)
+    place = _base_place(cfg, scenario, key) if start is None and cfg.base == "auto" else None
+    if place is not None and (start := from_kept(place)) is not None:
+        console.print(f"base: {start.said}")
+        model = _loaded(cfg, start, scenario)
     bars = Progress(functools.partial(progress, console=console))
-    weights_hash = model.backbone.weights_hash()
     made = Run(
         cfg=cfg,
         device=device,
         run_dir=run_dir,
-        base=base,
+        start=start,
+        base_place=place,
         scenario=scenario,
         model=model,
         make_strategy=_strategy_factory(cfg, device, scenario, bars),
@@ -320,7 +517,7 @@ def _set_up(
         console=console,
         bars=bars,
         weights_hash=weights_hash,
-        reference_key=_reference_key(cfg, device, scenario, weights_hash),
+        reference_key=key,
         stages=stages,
     )
     if cfg.trainer.processes > 1 and _reference_names(made):
@@ -328,7 +525,42 @@ def _set_up(
     return made
 
 
-def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
+def _new_model(cfg: DictConfig) -> MultiTaskModel:
+    from medusa_cl.models.coupled import CoupledModel
+    from medusa_cl.models.multitask import MultiTaskModel
+
+    kind = CoupledModel if cfg.head.get("coupled") else MultiTaskModel
+    return kind(instantiate(cfg.backbone), _head(cfg.head), str(cfg.trainer.precision))
+
+
+def _loaded(cfg: DictConfig, start: Start, scenario: DenseScenario) -> MultiTaskModel:
+    from medusa_cl.checkpoint import load_model
+
+    model = load_model(start.model, scenario.tasks, _head(cfg.head))
+    model.precision = str(cfg.trainer.precision)
+    for task in start.removed:
+        model.remove_head(task)
+    start.check(model, scenario, cfg.backbone.name)
+    return model
+
+
+def _base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path | None:
+    """Return where it is noted who has learnt this base; None where something may look at how it is learnt."""
+    from medusa_cl import kept
+    from medusa_cl.strategies import compose
+
+    if not all(compose.idle_at_first(plugin) for plugin in _plugins(cfg)):
+        return None
+    later = ("name", "freeze", "stages", "freeze_old_heads", "cache_features")  # act from experience 1 on
+    own = {
+        "tasks": [scenario.tasks[name].describe() for name in scenario.base],
+        "head": _unnamed(cfg.head),
+        "strategy": {key: value for key, value in _unnamed(cfg.strategy).items() if key not in later},
+    }
+    return kept.place("base", {**key, **own})
+
+
+def _facts(cfg: DictConfig, start: Start | None) -> dict[str, Any]:
     base_tasks, new_tasks = (", ".join(cfg.scenario.get(part) or ()) for part in ("base", "stream"))
     stream = f": {base_tasks}, then {new_tasks}" if base_tasks and new_tasks else ""
     composed = " + ".join([cfg.strategy.name, *cfg.plugins])
@@ -337,13 +569,14 @@ def _facts(cfg: DictConfig, base: Path | None) -> dict[str, Any]:
         f"{steps} steps" if steps else f"{trainer.epochs} epochs"
         for steps in (trainer.base_steps or trainer.max_steps, trainer.max_steps)
     )
-    length = f"{each} a task" if base is not None else f"{first} for the base, {each} a task"
+    length = f"{each} a task" if start is not None else f"{first} for the base, {each} a task"
+    freeze = f", freeze {cfg.strategy.freeze}" if "freeze" in cfg.strategy else ""
     return {
         "scenario": f"{cfg.scenario.name}{stream}",
-        "strategy": f"{composed}, freeze {cfg.strategy.freeze}, seed {cfg.seed}",
+        "strategy": f"{composed}{freeze}, seed {cfg.seed}",
         "model": f"{cfg.backbone.name}, head {cfg.head.name}",
         "length": f"{length}, batch {trainer.batch_size}",
-        "base": None if base is None else f"starts from {base}: its base tasks are not learnt again",
+        "base": None if start is None else start.said,
     }
 
 
@@ -366,26 +599,19 @@ def _tell_data(scenario: DenseScenario, console: Any) -> None:
             console.print(f"  {image}: {fault}", markup=False)
 
 
-def _check_base(model: MultiTaskModel, scenario: DenseScenario, cfg: DictConfig, base: Path) -> None:
-    if model.backbone.name != cfg.backbone.name:
-        raise ConfigError(f"{base} has backbone {model.backbone.name}, but backbone.name={cfg.backbone.name}.")
-    if set(model.tasks) != set(scenario.base):
-        raise ConfigError(
-            f"{base} has learnt {', '.join(model.tasks)}, but scenario.base is {', '.join(scenario.base)}. "
-            "Make them equal."
-        )
-
-
 def _tracker(cfg: DictConfig) -> Any:
     if not cfg.tracking.enabled:
         return None
     from medusa_cl.tracking.mlflow import MLflowTracker
 
-    return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=rundir.RUNS)
+    parent = cfg.tracking.get("parent")
+    return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=rundir.RUNS, parent_run_id=parent)
 
 
-def _strategy_factory(cfg: DictConfig, device: str, scenario: DenseScenario, bars: Any = None) -> Callable[..., Medusa]:
-    """Return `(model, **options) -> Medusa` with the run's trainer options."""
+def _strategy_factory(
+    cfg: DictConfig, device: str, scenario: DenseScenario, bars: Any = None, of: Callable[..., Medusa] | None = None
+) -> Callable[..., Medusa]:
+    """Return `(model, **options) -> Medusa` with the run's trainer options; `of` makes another than its strategy."""
     import torch
 
     from medusa_cl.strategies.plugins import GradientClipping, LRSchedule, ValSelection
@@ -406,9 +632,8 @@ def _strategy_factory(cfg: DictConfig, device: str, scenario: DenseScenario, bar
         selection = [ValSelection(scenario.data["val"])] if trainer.select == "val" else []
         clip = [GradientClipping(trainer.clip)] if trainer.clip else []
         shown = [bars] if bars is not None else []
-        made: Medusa = instantiate(_unnamed(cfg.strategy))(
-            model=model, plugins=[*selection, *plugins, *own, *clip, *shown], **(common | options)
-        )
+        kind = of or instantiate(_unnamed(cfg.strategy))
+        made: Medusa = kind(model=model, plugins=[*selection, *plugins, *own, *clip, *shown], **(common | options))
         return made
 
     return make
@@ -430,10 +655,13 @@ def _learn(made: Run) -> None:
         recorder.dataset(f"{scenario.name}-{split}", digest, str(getattr(scenario.data[split], "path", split)))
     evaluator = dense_evaluator([TrackerLogger(recorder)])
     strategy = made.make_strategy(made.model, plugins=_plugins(cfg), evaluator=evaluator)
-    row = functools.partial(_record, made)
-    start = 0 if made.base is None else 1
-    made.matrix = learn(scenario, strategy, start=start, learnt=row, seconds=made.seconds)
+    made.frozen = not strategy.medusa.shared_trainable
+    start, row = made.start, functools.partial(_record, made)
+    known = {} if start is None else {"start": start.experiences, "rows": start.rows}
+    made.matrix = learn(scenario, strategy, learnt=row, seconds=made.seconds, **known)
     made.stages |= made.seconds
+    if start is not None and start.experiences == len(scenario.groups):
+        _record(made, made.matrix.last, made.matrix, {})  # nothing was learnt, so nothing was recorded yet
 
 
 def _tags(made: Run) -> dict[str, Any]:
@@ -447,7 +675,8 @@ def _tags(made: Run) -> dict[str, Any]:
         "backbone": cfg.backbone.name,
         "head": cfg.head.name,
         "seed": cfg.seed,
-        "base": None if made.base is None else str(made.base),
+        "base": None if made.start is None else str(made.start.model),
+        "extends": cfg.extend,
         "labels": "; ".join(f"{task}: {note}" for task, note in made.scenario.label_notes.items()) or None,
         "git": git_commit(),
         "version": __version__,
@@ -462,18 +691,23 @@ def _record(made: Run, k: int, matrix: TaskMatrix, scores: Mapping[str, Mapping[
 
     recorder, run_dir, model = made.recorder, made.run_dir, made.model
     matrix.to_csv(run_dir / "task_matrix.csv")
-    lost = {task: matrix.forgetting(task) for task in matrix.old_tasks}
-    if lost:
-        values = {f"forgetting/{task}": value for task, value in lost.items()}
-        recorder.metrics(values | {"forgetting/mean": matrix.mean_forgetting()}, len(model.tasks))
     images, drawn = pictures(made.scenario, model)
     panels = {task: [(i, t, p) for i, (t, p) in zip(images, pairs, strict=True)] for task, pairs in drawn.items()}
     recorder.predictions(len(model.tasks), panels)
-    for task in model.tasks:
+    for task in () if made.cfg.head.get("coupled") else model.tasks:
         model.save_head(task, run_dir / "heads" / f"{task}.safetensors")
     if k == 0:
         save_model(model, run_dir / rundir.BASE)
+        _keep_base(made)
     save_model(model, run_dir / "model")
+
+
+def _keep_base(made: Run) -> None:
+    from medusa_cl.start import keep_base
+
+    if made.base_place is not None and made.start is None:
+        rate = next(iter(made.bars.rates.values()), 0.0)
+        keep_base(made.base_place, made.run_dir / rundir.BASE, made.seconds["base"], rate, made.weights_hash)
 
 
 # ---------------------------------------------------------------- references
@@ -484,14 +718,14 @@ def _reference_names(made: Run) -> list[str]:
     from medusa_cl.strategies.references import HEAD_OF
 
     cfg = made.cfg
-    if cfg.references == "none" or _base_run(made) is not None:
+    if cfg.references == "none" or not made.scenario.stream or _base_run(made) is not None:
         return []
     return list(HEAD_OF) if cfg.references == "auto" else list(cfg.references)
 
 
 def _base_run(made: Run) -> Path | None:
     """Return the run this one starts from, where its references are of the same data, backbone and heads."""
-    folder = made.base.parents[1] if made.base is not None else None
+    folder = made.start.parent if made.start is not None and made.start.references else None
     if folder is None or made.cfg.references != "auto" or not (folder / "config.yaml").is_file():
         return None
     theirs: Any = OmegaConf.load(folder / "config.yaml")
@@ -499,7 +733,8 @@ def _base_run(made: Run) -> Path | None:
     return folder if same and theirs.references != "none" else None
 
 
-def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, key: Mapping[str, Any]) -> Recipe:
+def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, key: Mapping[str, Any], bars: Any = None) -> Recipe:
+    from medusa_cl.strategies.medusa import Medusa
     from medusa_cl.strategies.references import Recipe
 
     heads = head_factories(cfg)
@@ -507,7 +742,7 @@ def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, key: Mapping[
         scenario=scenario,
         backbone=functools.partial(instantiate, cfg.backbone),
         heads={name: _head(head) for name, head in heads.items()},
-        strategy=_strategy_factory(cfg, device, scenario),
+        strategy=_strategy_factory(cfg, device, scenario, bars, of=Medusa),
         precision=str(cfg.trainer.precision),
         key=key,
         head_keys=heads,
@@ -520,7 +755,7 @@ def head_factories(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
     Where the run's own head is a Medusa head, the Medusa head and the control are like it.
     """
-    own = _unnamed(cfg.head)
+    own = _named_head("plain", cfg.head_width) if cfg.head.get("coupled") else _unnamed(cfg.head)
     medusa = own if own["_target_"] == MEDUSA_HEAD else _named_head("medusa_light", cfg.head_width)
     control = medusa | {"_target_": "medusa_cl.models.heads.ControlHead"}
     return {"plain": _named_head("plain", cfg.head_width), "medusa": medusa, "control": control, "own": own}
@@ -533,22 +768,20 @@ def _named_head(name: str, width: int | None) -> dict[str, Any]:
 
 
 def _reference_key(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> dict[str, Any]:
-    """Return all that references depend on, besides their heads."""
-    from medusa_cl.summary import git_commit, packages
+    """Return all that references depend on, besides their tasks and heads."""
+    from medusa_cl.summary import code_hash, packages
 
     trainer = _unnamed(cfg.trainer)
     return {
         "data": scenario.content_hash,
         "written": [getattr(source, "written", "") for source in scenario.data.values()],
         "sizes": [source.image_size for source in scenario.data.values()],
-        "groups": scenario.groups,
-        "tasks": [task.describe() for task in scenario.tasks.values()],
         "augmentation": str(scenario.augmentation),
         "weights": weights_hash,
         "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},
         "seed": cfg.seed,
         "device": device,
-        "code": [__version__, git_commit(), packages()],
+        "code": [__version__, code_hash(), packages()],
     }
 
 
@@ -591,9 +824,8 @@ def _references(made: Run) -> Values:
             made.beside.join()
             bar.advance()
         made.beside = None  # what it could not learn is learnt here, where its error is seen
-    recipe = _recipe(made.cfg, made.device, made.scenario, made.reference_key)
+    recipe = _recipe(made.cfg, made.device, made.scenario, made.reference_key, made.bars)
     recipe.notify = made.console.print
-    recipe.strategy = made.make_strategy
     if (
         made.cfg.references == "auto"
         and names
@@ -617,14 +849,17 @@ def _summary(made: Run) -> dict[str, Any]:
     from medusa_cl.summary import costs, summarise
 
     assert made.matrix is not None
+    start = made.start
     rates = {("base" if "+" in k or k in made.scenario.base else k): v for k, v in made.bars.rates.items()}
+    rates = {**(start.rates if start else {}), **rates}
+    seconds = {**(start.seconds if start else {}), **made.seconds}
     with timed(made.stages, "references"):
         references = _references(made)
     with timed(made.stages, "tracking"):
         _overview(made)
         made.recorder.model(made.run_dir / "model")
     cost = costs(made.model, made.scenario.data["test"].image_size) | {
-        "train_seconds": {label: value for label, value in made.seconds.items() if label != "evaluation"},
+        "train_seconds": {label: value for label, value in seconds.items() if label != "evaluation"},
         "images_per_second": rates,
     }
     summary = summarise(
@@ -634,9 +869,10 @@ def _summary(made: Run) -> dict[str, Any]:
         references,
         cost,
         _provenance(made),
-        frozen=made.cfg.strategy.freeze == "backbone",
-        medusa_head=made.cfg.head["_target_"] == MEDUSA_HEAD,
+        frozen=made.frozen,
+        medusa_head=made.cfg.head["_target_"] == MEDUSA_HEAD and made.cfg.strategy["_target_"] == MEDUSA,
     )
+    summary["frozen"] = made.frozen
     summary["labels"] = made.scenario.label_notes
     summary["stages"] = made.stages
     made.recorder.summary(summary, (made.run_dir / "task_matrix.csv").read_text(encoding="utf-8"))
@@ -664,7 +900,7 @@ def _provenance(made: Run) -> dict[str, Any]:
     return {
         "data_hash": made.scenario.content_hash,
         "weights_hash": made.weights_hash,
-        "base": None if made.base is None else str(made.base),
+        "base": None if made.start is None else str(made.start.model),
         "rooms_golden_ok": golden,
         "skipped": {split: list(faults) for split, faults in made.scenario.skipped.items()},
     }

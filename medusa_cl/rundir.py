@@ -70,6 +70,27 @@ def _free(folder: Path, stem: str) -> Path:
     raise ConfigError(f"No free run directory {folder / stem}-<n>: choose one with out=.")
 
 
+def find_run(name: str, key: str) -> Path:
+    """Return the directory of a finished run.
+
+    Args:
+        name: The directory, or "last" for the latest finished run under runs/.
+        key: The key that named it, for the message.
+
+    Raises:
+        ConfigError: There is no finished run.
+    """
+    if name == "last":
+        found = sorted(RUNS.glob("*/*/summary.json"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ConfigError(f"{key}=last, but no run under runs/ is finished yet.")
+        return found[-1].parent
+    path = Path(name)
+    if not (path / "summary.json").is_file():
+        raise ConfigError(f"Expected {key}= the directory of a finished run, but found no summary.json in {name}.")
+    return path
+
+
 def find_base(base: str) -> Path:
     """Return the directory of the model that a run had after experience 0.
 

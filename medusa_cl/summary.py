@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import resource
 import subprocess
@@ -94,6 +96,18 @@ def peak_memory() -> int:
 def packages() -> dict[str, str]:
     """Return the versions of what the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
+def code_hash() -> str:
+    """Return the SHA-256 of the code that numbers depend on: what was kept by other code is computed anew."""
+    package = Path(__file__).resolve().parent
+    parts = ("", "models", "data", "data/rooms", "strategies", "scenarios")
+    files = [path for part in parts for path in sorted((package / part).glob("*.py"))]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def git_commit() -> str | None:

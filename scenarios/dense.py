@@ -17,7 +17,9 @@ from medusa_cl.randomness import permutation
 from medusa_cl.tasks import DenseTask
 
 SPLITS = ("train", "val", "test")
-ORDERS = ("listed", "random")
+ORDERS = ("listed", "random", "joint")
+EVERYTHING = -1
+"""The label of samples that are to be answered for every task learnt so far."""
 
 
 class DenseExperience(DatasetExperience):
@@ -41,7 +43,13 @@ class DenseExperience(DatasetExperience):
                 f"No image of {source} has a label of {', '.join(self.tasks)}, so experience {label} is empty. "
                 "Take the task out of scenario.base or scenario.stream, or check the data."
             )
-        super().__init__(dataset=_avalanche_dataset(samples, label), current_experience=label)
+        super().__init__(dataset=avalanche_dataset(samples, label), current_experience=label)
+
+    def alone(self, name: str) -> DenseExperience:
+        """Return one of its tasks as an experience of the same stream, with the same label."""
+        part = DenseExperience(self.source, [self.tasks[name]], self.task_label, self.augmentation)
+        part._origin_stream = self._origin_stream
+        return part
 
     @property
     def task_labels(self) -> list[int]:
@@ -54,7 +62,8 @@ class DenseExperience(DatasetExperience):
         return "+".join(self.tasks)
 
 
-def _avalanche_dataset(samples: DenseDataset, label: int) -> AvalancheDataset:
+def avalanche_dataset(samples: DenseDataset, label: int) -> AvalancheDataset:
+    """Return samples as Avalanche's strategies and buffers expect them, all of one label."""
     # Buffers that balance classes read `targets`; with the experience's label there they balance tasks.
     labels = ConstantSequence(label, len(samples))
     attributes = [
@@ -104,6 +113,8 @@ class DenseScenario(CLScenario):
             ]
             streams.append(EagerCLStream(split, experiences))
         super().__init__(streams)
+        for stream_ in streams:
+            stream_.benchmark = self
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -129,7 +140,8 @@ def arrange(
     Args:
         base: Names of the tasks of experience 0.
         stream: Names of the tasks of experiences 1, 2, ...
-        order: "listed", or "random": the stream in an order that depends on the names and `seed` alone.
+        order: "listed"; "random": the stream in an order that depends on the names and `seed` alone; "joint": no
+            stream, all tasks are learnt together.
         held_out: A task (or several) that alone makes the stream, with all others as the base: leave one out.
         seed: Of the random order.
 
@@ -147,6 +159,8 @@ def arrange(
             if name not in every:
                 raise TaskError(unknown("task to hold out", name, every))
         base, stream = [name for name in every if name not in alone], alone
+    if order == "joint":
+        return [*base, *stream], []
     if order == "random":
         names = sorted(stream)
         stream = [names[i] for i in permutation(len(names), "stream", seed)]

@@ -1,31 +1,42 @@
-"""Dense metrics as an Avalanche metric: one torchmetrics metric per task, pooled over the split."""
+"""Dense metrics as Avalanche metrics: the values of each task, and what became of them over the stream."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates.base_sgd import PeriodicEval
 from torchmetrics import Metric
 
 from medusa_cl.losses import at_size
+from medusa_cl.results import TaskMatrix
+
+WITHIN_TRAINING = "/eval_phase/"
+"""Part of the names of values that were measured while an experience was being learnt."""
 
 
 class DenseMetrics(PluginMetric[dict[str, dict[str, float]]]):
     """Every metric of every task of the experiences evaluated, published as `<stream>/<task>_<metric>`.
 
-    The step of a published value is the number of tasks learnt.
+    The step of a published value is the number of tasks learnt. An evaluation inside training (`eval_every`) publishes
+    `<task>_<metric>/eval_phase/<stream>_stream/Task.../Exp...` instead, the form in which Avalanche's EarlyStopping
+    looks for values, at the number of steps taken; such a name is gone when the next experience begins, so that no
+    experience is stopped by the values of the one before.
 
     Attributes:
         results: Values by task and metric of the last evaluation; NaN where a task had no valid pixel.
+        within_training: Whether a training is running.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.results: dict[str, dict[str, float]] = {}
+        self.within_training = False
         self._running: dict[str, Metric] = {}
 
     def result(self) -> dict[str, dict[str, float]]:
@@ -35,6 +46,23 @@ class DenseMetrics(PluginMetric[dict[str, dict[str, float]]]):
     def reset(self) -> None:
         """Forget the last evaluation."""
         self.results = {}
+
+    def before_training(self, strategy: Any) -> None:
+        """Take note that a training begins, and spare it the evaluation before its first step."""
+        self.within_training = True
+        for plugin in strategy.plugins:
+            if isinstance(plugin, PeriodicEval):
+                plugin.do_initial = False  # the tasks about to be learnt have no heads yet
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Drop what was measured within the experience before."""
+        last = strategy.evaluator.last_metric_results
+        for name in [name for name in last if WITHIN_TRAINING in name]:
+            del last[name]
+
+    def after_training(self, strategy: Any) -> None:
+        """Take note that a training is over."""
+        self.within_training = False
 
     def before_eval(self, strategy: Any) -> None:
         """Begin an evaluation."""
@@ -57,16 +85,111 @@ class DenseMetrics(PluginMetric[dict[str, dict[str, float]]]):
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Publish an experience's values."""
-        stream, learnt = strategy.experience.origin_stream.name, len(strategy.model.tasks)
-        published = []
-        for name, metric in self._running.items():
-            values = {key: float(value) for key, value in metric.compute().items()}
-            self.results[name] = values
-            published += [MetricValue(self, f"{stream}/{name}_{key}", v, learnt) for key, v in values.items()]
-        return published
+        values = {name: {k: float(v) for k, v in metric.compute().items()} for name, metric in self._running.items()}
+        self.results |= values
+        flat = {f"{name}_{key}": value for name, row in values.items() for key, value in row.items()}
+        experience = strategy.experience
+        stream = experience.origin_stream.name
+        if not self.within_training:
+            learnt = len(strategy.model.tasks)
+            return [MetricValue(self, f"{stream}/{name}", value, learnt) for name, value in flat.items()]
+        place = f"{stream}_stream/Task{experience.task_label:03d}/Exp{experience.current_experience:03d}"
+        step = strategy.clock.train_iterations
+        # A NaN is left out: it would stay the best value for ever, as nothing compares with it.
+        known = {name: value for name, value in flat.items() if not math.isnan(value)}
+        return [MetricValue(self, f"{name}{WITHIN_TRAINING}{place}", value, step) for name, value in known.items()]
 
     def __str__(self) -> str:
         return "dense"
+
+
+class TaskMatrixMetric(PluginMetric[TaskMatrix]):
+    """What the stream has cost the tasks learnt earlier, after each evaluation that follows a training.
+
+    Publishes `forgetting/<task>`, `forgetting/mean`, `forgetting_best/mean`, `forgetting_percent/mean` and `bwt`, as
+    far as they are defined (see `TaskMatrix`), at the number of tasks learnt. The stream may be evaluated at once or
+    experience by experience; evaluations inside training and of other streams do not count.
+
+    Args:
+        scores: Where the values come from; it goes before this one among the evaluator's metrics.
+        stream: The stream whose values count.
+
+    Attributes:
+        matrix: The primary metric of each task after each training; experiences that were learnt but not evaluated
+            have an empty row.
+    """
+
+    def __init__(self, scores: DenseMetrics, stream: str = "test") -> None:
+        super().__init__()
+        self.scores, self.stream = scores, stream
+        self.matrix = TaskMatrix([], {})
+        self._row: dict[str, float] = {}
+
+    def result(self) -> TaskMatrix:
+        """Return `matrix`."""
+        return self.matrix
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        self.matrix, self._row = TaskMatrix([], {}), {}
+
+    def before_training(self, strategy: Any) -> None:
+        """Take note of tasks that were loaded, as the experiences they were learnt in."""
+        self._adopt(strategy.model)
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Begin a row: what was evaluated so far was before this experience."""
+        self._row = {}
+
+    def after_training_exp(self, strategy: Any) -> None:
+        """Take note of the tasks that were learnt, together."""
+        known = (name for names in strategy.model.tasks_of.values() for name in names)
+        self._learnt(strategy.model, list(dict.fromkeys(known)))
+
+    def after_eval_exp(self, strategy: Any) -> None:
+        """Take the primary metric of an experience's tasks."""
+        experience = strategy.experience
+        if experience.origin_stream.name == self.stream and not self.scores.within_training:
+            self._row |= {name: self.scores.results[name][task.primary] for name, task in experience.tasks.items()}
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        """Record the row, and publish what follows from it."""
+        if not self._row:
+            return []
+        self._adopt(strategy.model)
+        last = len(self.matrix.experiences) - 1
+        for k in range(self.matrix.last + 1, last):
+            self.matrix.set_row(k, {})
+        self.matrix.set_row(last, self._row)
+        learnt = len(strategy.model.tasks)
+        return [MetricValue(self, name, value, learnt) for name, value in self._values().items() if value is not None]
+
+    def recall(self, model: Any, row: Mapping[str, float | None]) -> None:
+        """Take the row of experiences that were learnt and evaluated before, in an earlier run."""
+        self._adopt(model)
+        self.matrix.set_row(len(self.matrix.experiences) - 1, row)
+
+    def _values(self) -> dict[str, float | None]:
+        matrix = self.matrix
+        lost = {task: matrix.forgetting(task) for task in matrix.old_tasks}
+        means = {
+            "forgetting/mean": matrix.mean_forgetting(),
+            "forgetting_best/mean": matrix.mean_forgetting_best(),
+            "forgetting_percent/mean": matrix.mean_forgetting_percent(),
+            "bwt": matrix.bwt(),
+        }
+        return {f"forgetting/{task}": value for task, value in lost.items()} | means
+
+    def _adopt(self, model: Any) -> None:
+        for names in model.tasks_of.values():
+            self._learnt(model, names)
+
+    def _learnt(self, model: Any, names: Sequence[str]) -> None:
+        if new := [name for name in names if name not in self.matrix.tasks]:
+            self.matrix.grow(new, {name: model.tasks[name].higher_is_better for name in new})
+
+    def __str__(self) -> str:
+        return "task_matrix"
 
 
 class TrainingMetrics(PluginMetric[dict[str, float]]):
@@ -107,10 +230,21 @@ class TrainingMetrics(PluginMetric[dict[str, float]]):
         return "training"
 
 
-def dense_evaluator(loggers: Sequence[Any] = (), every: int = 10) -> EvaluationPlugin:
-    """Make the evaluator of dense strategies; Avalanche's default one computes accuracies and fails on dense output."""
+def dense_evaluator(loggers: Sequence[Any] = (), every: int = 10, stream: str = "test") -> EvaluationPlugin:
+    """Make the evaluator of dense strategies; Avalanche's default one computes accuracies and fails on dense output.
+
+    Args:
+        loggers: Avalanche's, or a `TrackerLogger`.
+        every: See `TrainingMetrics`.
+        stream: See `TaskMatrixMetric`.
+
+    Returns:
+        An evaluator with the metrics `DenseMetrics`, `TrainingMetrics` and `TaskMatrixMetric`, in this order.
+    """
     import warnings
 
+    scores = DenseMetrics()
+    metrics = scores, TrainingMetrics(every), TaskMatrixMetric(scores, stream)
     with warnings.catch_warnings():  # no logger is a choice here, not an oversight
         warnings.filterwarnings("ignore", message="No loggers specified")
-        return EvaluationPlugin(DenseMetrics(), TrainingMetrics(every), loggers=list(loggers), collect_all=False)
+        return EvaluationPlugin(*metrics, loggers=list(loggers), collect_all=False)

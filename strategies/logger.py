@@ -9,6 +9,8 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import BaseLogger
 
+from medusa_cl.strategies.evaluation import WITHIN_TRAINING
+
 
 class MetricSink(Protocol):
     """What a logger writes to: a `RunRecorder`, or a started `MLflowTracker`."""
@@ -23,6 +25,8 @@ class MetricSink(Protocol):
 class TrackerLogger(BaseLogger, SupervisedPlugin):
     """Logs numbers by name and step, in batches; pictures and other values are left to other loggers.
 
+    Values measured inside training for plugins to act on (EarlyStopping) are left out.
+
     Args:
         sink: What to write to.
     """
@@ -35,7 +39,7 @@ class TrackerLogger(BaseLogger, SupervisedPlugin):
         """Hand on what was published together, grouped by step."""
         by_step: dict[int, dict[str, float]] = defaultdict(dict)
         for value in metric_values:
-            if isinstance(value.value, (int, float)):
+            if isinstance(value.value, (int, float)) and WITHIN_TRAINING not in value.name:
                 by_step[int(value.x_plot)][value.name] = float(value.value)
         for step, values in by_step.items():
             self.sink.metrics(values, step)

@@ -7,7 +7,7 @@ Spencer, Bowden, Hadfield, "Medusa: Universal Feature Learning via Attentional M
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from medusa_cl.data.loader import IDENTITY, View, padded_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.models.multitask import MultiTaskModel
+from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
+from medusa_cl.strategies import compose
 from medusa_cl.strategies.template import (
     DenseModule,
     DenseTemplate,
@@ -28,7 +30,7 @@ from medusa_cl.strategies.template import (
     train_loader,
 )
 
-FREEZE = ("backbone", "none")
+FREEZE = ("backbone", "stages", "none")
 CACHE = ("auto", "memory", "off")
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of features that cache_features=auto keeps at most, for each split."""
@@ -42,7 +44,10 @@ class MedusaPlugin(SupervisedPlugin):
     rebuilt over what is left to learn. A frozen backbone's features are computed once per image and view.
 
     Args:
-        freeze: "backbone" freezes it after experience 0; "none" lets every task train it.
+        freeze: "backbone" freezes it after experience 0; "stages" only the parts of it that `stages` names; "none"
+            lets every task train it.
+        stages: Names of parts, see `Backbone.stages`; None for the first half of them.
+        freeze_from: The first experience that finds the backbone frozen: 1, or 0 for one that is never trained.
         freeze_old_heads: Freeze a head once its task is learnt.
         cache_features: "auto" keeps a frozen backbone's features in memory where the views are few enough to list,
             "memory" insists, "off" runs the backbone each time.
@@ -57,6 +62,8 @@ class MedusaPlugin(SupervisedPlugin):
         self,
         *,
         freeze: str = "backbone",
+        stages: Sequence[str] | None = None,
+        freeze_from: int = 1,
         freeze_old_heads: bool = True,
         cache_features: str = "auto",
         seed: int = 0,
@@ -66,16 +73,35 @@ class MedusaPlugin(SupervisedPlugin):
         for key, value, known in (("freeze", freeze, FREEZE), ("cache_features", cache_features, CACHE)):
             if value not in known:
                 raise ConfigError(unknown(f"strategy.{key}", str(value), known))
-        self.freeze, self.freeze_old_heads, self.cache_features = freeze, freeze_old_heads, cache_features
-        self.seed = seed
+        if freeze_from not in (0, 1):
+            raise ConfigError(f"Expected strategy.freeze_from=0 or 1, but got {freeze_from}.")
+        self.freeze, self.freeze_from, self.freeze_old_heads = freeze, freeze_from, freeze_old_heads
+        self.stages = None if stages is None else tuple(stages)
+        self.cache_features, self.seed = cache_features, seed
         self._features: dict[str, FrozenFeatures] = {} if kept is None else kept
         self._needed: dict[str, int] = {}
         self._warned = self._warned_of_size = False
 
+    @property
+    def shared_trainable(self) -> bool:
+        """Whether tasks after experience 0 train anything that others use."""
+        return self.freeze != "backbone"
+
+    @property
+    def old_trainable(self) -> bool:
+        """Whether replayed samples of old tasks can teach anything."""
+        return self.shared_trainable or not self.freeze_old_heads
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a host, or plugins beside this one, that do not compose."""
+        if not isinstance(strategy, DenseTemplate):
+            compose.check_strategy(strategy)
+
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze what an earlier experience (or a loaded base) has learnt."""
-        if strategy.model.tasks:
-            self.freeze_learnt(strategy.model)
+        experience = strategy.experience
+        old = [task for task in strategy.model.tasks if task not in experience.tasks]
+        self.freeze_learnt(strategy.model, old, backbone=experience.task_label >= self.freeze_from)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Rebuild the optimizer over what is trainable; load by counters, from kept features where there are some."""
@@ -102,7 +128,7 @@ class MedusaPlugin(SupervisedPlugin):
 
         Not sooner: after an experience other plugins still take gradients of what it taught (EWC's importances).
         """
-        self.freeze_learnt(strategy.model)
+        self.freeze_learnt(strategy.model, strategy.model.tasks)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluate from kept features where the backbone is frozen."""
@@ -112,7 +138,8 @@ class MedusaPlugin(SupervisedPlugin):
     def _learning(self, model: DenseModule) -> list[int]:
         """Return the labels whose samples can still teach something."""
         frozen = model.model.frozen_heads if model.backbone.frozen else set()
-        return [label for label, tasks in model.tasks_of.items() if not frozen.issuperset(tasks)]
+        learning = [label for label, tasks in model.tasks_of.items() if not frozen.issuperset(tasks)]
+        return [*learning, EVERYTHING] if learning else []
 
     def _drop_frozen_samples(self, strategy: Any) -> None:
         """Take what cannot teach any more out of a dataset that a host has put together (Cumulative)."""
@@ -131,12 +158,14 @@ class MedusaPlugin(SupervisedPlugin):
                 stacklevel=3,
             )
 
-    def freeze_learnt(self, model: DenseModule) -> None:
-        """Freeze every head there is, and the backbone, as far as the options say."""
-        if self.freeze == "backbone":
+    def freeze_learnt(self, model: DenseModule, tasks: Iterable[str], backbone: bool = True) -> None:
+        """Freeze heads, and the backbone, as far as the options say."""
+        if backbone and self.freeze == "backbone":
             model.backbone.freeze()
+        elif backbone and self.freeze == "stages":
+            model.backbone.freeze_stages(self.stages)
         if self.freeze_old_heads:
-            for task in model.tasks:
+            for task in tasks:
                 model.model.freeze_head(task)
 
     def _fits(self, model: DenseModule, source: DenseData, views: int) -> bool:
@@ -156,7 +185,7 @@ class MedusaPlugin(SupervisedPlugin):
     def _kept(self, strategy: Any, *, train: bool) -> FrozenFeatures | None:
         model, experience = strategy.model, strategy.experience
         views = _views(experience) if train else (IDENTITY,)
-        if self.cache_features == "off" or not model.backbone.frozen:
+        if self.cache_features == "off" or not model.backbone.frozen or model.model.needs_images(experience.tasks):
             return None
         if views is None:
             if train and self.cache_features == "memory":
@@ -200,11 +229,16 @@ class Medusa(DenseTemplate):
     Args:
         model: The model; its `head` makes the heads.
         freeze: See `MedusaPlugin`.
+        stages: See `MedusaPlugin`.
+        freeze_from: See `MedusaPlugin`.
         freeze_old_heads: See `MedusaPlugin`.
         cache_features: See `MedusaPlugin`.
         kept: See `MedusaPlugin`.
         plugins: Avalanche plugins to compose with, called after Medusa's own.
         **options: Options of `DenseTemplate`.
+
+    Raises:
+        ConfigError: An option has an unknown value, or a plugin does not compose (see `compose`).
     """
 
     def __init__(
@@ -212,6 +246,8 @@ class Medusa(DenseTemplate):
         *,
         model: MultiTaskModel,
         freeze: str = "backbone",
+        stages: Sequence[str] | None = None,
+        freeze_from: int = 1,
         freeze_old_heads: bool = True,
         cache_features: str = "auto",
         kept: dict[str, FrozenFeatures] | None = None,
@@ -220,12 +256,22 @@ class Medusa(DenseTemplate):
     ) -> None:
         medusa = MedusaPlugin(
             freeze=freeze,
+            stages=stages,
+            freeze_from=freeze_from,
             freeze_old_heads=freeze_old_heads,
             cache_features=cache_features,
             seed=options.get("seed", 0),
             kept=kept,
         )
+        compose.check(plugins, shared_trainable=medusa.shared_trainable, old_trainable=medusa.old_trainable)
         super().__init__(model=model, plugins=[medusa, *plugins], **options)
         self.medusa = medusa
-        if model.tasks:
-            medusa.freeze_learnt(self.model)
+        medusa.freeze_learnt(self.model, model.tasks, backbone=bool(model.tasks) or freeze_from == 0)
+
+    def adopt(self, experience: DenseExperience) -> None:
+        """Go through an experience whose tasks were loaded, with what was trainable in it trainable again."""
+        if experience.task_label < self.medusa.freeze_from:
+            self.model.backbone.unfreeze()
+        for task in experience.tasks:
+            self.model.model.unfreeze_head(task)
+        super().adopt(experience)

@@ -6,14 +6,12 @@ depends on.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medusa_cl import kept
 from medusa_cl.checkpoint import load_model, save_model
 from medusa_cl.data.features import FrozenFeatures
 from medusa_cl.errors import ConfigError, unknown
@@ -38,7 +36,7 @@ class Recipe:
         heads: Head factories by name: "plain", "control", "medusa", "own" (the run's).
         strategy: `(model, **options) -> Medusa` with the run's trainer options.
         precision: The models' precision.
-        key: Everything the outcome depends on but the heads, as plain data.
+        key: Everything the outcome depends on but tasks and heads, as plain data.
         head_keys: What the heads are, as plain data.
         cache: Where references are kept.
         notify: Called with a line on what is being done.
@@ -55,14 +53,17 @@ class Recipe:
     notify: Callable[[str], None] = lambda line: None
     _kept: dict[str, FrozenFeatures] = field(default_factory=dict)
 
-    def place(self, name: str) -> Path:
-        """Return where a thing of that name is kept, by the hash of all it depends on: of the heads only its own."""
-        own = [
-            self.head_keys["plain"],
-            self.head_keys.get(HEAD_OF.get(name, "own" if name == SINGLE_TASK else "plain")),
-        ]
-        text = json.dumps({"name": name, "heads": own, **self.key}, sort_keys=True, default=str)
-        return self.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    def place(self, name: str, task: str | None = None) -> Path:
+        """Return where a thing of that name is kept, by the hash of all it depends on.
+
+        Of the heads that is only its own; of the stream only the task itself, as no frozen task depends on another.
+        """
+        single, own = name == SINGLE_TASK, [task] if task else []
+        heads = [] if single else [self.head_keys["plain"]]
+        heads.append(self.head_keys["own" if single else HEAD_OF.get(name, "plain")])
+        names = own if single else [*self.scenario.base, *own]
+        tasks = [self.scenario.tasks[one].describe() for one in names]
+        return kept.place("-".join([name, *own]), {"heads": heads, "tasks": tasks, **self.key}, self.cache)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -94,33 +95,37 @@ def reference_values(recipe: Recipe, names: Sequence[str]) -> dict[str, Values]:
 
 
 def _kept_or_learnt(recipe: Recipe, name: str) -> Values:
-    path = recipe.place(name).with_suffix(".json")
-    if path.is_file():
-        recipe.notify(f"reference {name}: kept from an earlier run")
-        values: Values = json.loads(path.read_text(encoding="utf-8"))
-        return values
-    recipe.notify(f"reference {name}: {REFERENCES[name]}")
-    values = _single_task(recipe) if name == SINGLE_TASK else _on_plain_features(recipe, recipe.heads[HEAD_OF[name]])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(part, path)
-    return values
+    wanted = list(recipe.scenario.tasks) if name == SINGLE_TASK else list(recipe.scenario.stream)
+    places = {task: recipe.place(name, task) for task in wanted}
+    found = {task: kept.read(path) for task, path in places.items()}
+    values: Values = {task: entry["value"] for task, entry in found.items() if entry is not None}
+    if values:
+        recipe.notify(f"reference {name}: kept from an earlier run ({', '.join(values)})")
+    if missing := [task for task in wanted if task not in values]:
+        recipe.notify(f"reference {name}: {REFERENCES[name]}")
+        single = name == SINGLE_TASK
+        new = _single_task(recipe, missing) if single else _on_plain_features(recipe, HEAD_OF[name], missing)
+        for task, value in new.items():
+            kept.write(places[task], {"value": value})
+        values |= new
+    return {task: values[task] for task in wanted}
 
 
-def _on_plain_features(recipe: Recipe, head: HeadFactory) -> Values:
-    model = load_model(_plain_base(recipe), recipe.scenario.tasks, head)
+def _on_plain_features(recipe: Recipe, head: str, names: Sequence[str]) -> Values:
+    scenario = recipe.scenario
+    model = load_model(_plain_base(recipe), scenario.tasks, recipe.heads[head])
     strategy = recipe.strategy(model, freeze="backbone", freeze_old_heads=True, kept=recipe._kept)
-    strategy.model.adopt(recipe.scenario.train_stream[0])
+    strategy.model.adopt(scenario.train_stream[0])
     values: Values = {}
-    for experience, test in zip(recipe.scenario.train_stream[1:], recipe.scenario.test_stream[1:], strict=True):
-        values |= _learn(recipe.scenario, strategy, experience, test)
+    for experience, test in zip(scenario.train_stream[1:], scenario.test_stream[1:], strict=True):
+        if experience.name in names:
+            values |= _learn(scenario, strategy, experience, test)
     return values
 
 
 def _plain_base(recipe: Recipe) -> Path:
     """Return the directory of plain multitask features: the base tasks learnt together under plain heads."""
-    place = recipe.place("plain_base")
+    place = recipe.place("plain_base").with_suffix("")
     if not (place / "model.json").is_file():
         model = MultiTaskModel(recipe.backbone(), recipe.heads["plain"], recipe.precision)
         strategy = recipe.strategy(model, freeze="backbone", freeze_old_heads=True)
@@ -129,9 +134,9 @@ def _plain_base(recipe: Recipe) -> Path:
     return place
 
 
-def _single_task(recipe: Recipe) -> Values:
+def _single_task(recipe: Recipe, names: Sequence[str]) -> Values:
     scenario, values = recipe.scenario, Values()
-    for name in scenario.tasks:
+    for name in names:
         model = MultiTaskModel(recipe.backbone(), recipe.heads["own"], recipe.precision)
         strategy = recipe.strategy(model, freeze="none", freeze_old_heads=False, cache_features="off")
         alone = dense_scenario(

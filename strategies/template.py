@@ -6,6 +6,7 @@ and the optimizer is rebuilt over the trainable parameters for every experience.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,12 @@ from medusa_cl.data.features import in_batches_of
 from medusa_cl.data.loader import DenseLoader, FeatureSource
 from medusa_cl.errors import TaskError, TrainingError
 from medusa_cl.losses import at_size
+from medusa_cl.models.backbone import Backbone
+from medusa_cl.models.heads import HeadFactory, MedusaHead
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.randomness import seeded
-from medusa_cl.scenarios.dense import DenseExperience
-from medusa_cl.strategies.evaluation import dense_evaluator
+from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
+from medusa_cl.strategies.evaluation import TaskMatrixMetric, TrainingMetrics, dense_evaluator
 from medusa_cl.tasks import DenseTask
 
 
@@ -57,9 +60,15 @@ class DenseModule(MultiTaskModule):
         self.model.train(mode)
         return self
 
+    @functools.cached_property
+    def criterion(self) -> DenseCriterion:
+        """The loss of all tasks there are and will be, as Avalanche's strategies ask for it."""
+        return DenseCriterion(self.tasks)
+
     def adopt(self, experience: DenseExperience) -> None:
-        """Take note that an experience's tasks have their heads already (they were loaded)."""
-        self.tasks_of[experience.task_label] = tuple(experience.tasks)
+        """Take note that an experience's tasks have their heads."""
+        known = self.tasks_of.get(experience.task_label, ())
+        self.tasks_of[experience.task_label] = tuple(dict.fromkeys((*known, *experience.tasks)))
 
     def adaptation(self, experience: DenseExperience) -> None:
         """Add a head for each task of the experience, in training; Avalanche also asks in evaluation.
@@ -75,12 +84,12 @@ class DenseModule(MultiTaskModule):
                     f"Learnt: {', '.join(self.tasks) or 'nothing yet'}. Evaluate only experiences trained on."
                 )
             return
-        for task in experience.tasks.values():
-            if task.name in self.tasks:
+        for name in experience.tasks:
+            if name in self.tasks:
                 raise TaskError(
-                    f'Task "{task.name}" was learnt already. To learn it anew, call remove_head("{task.name}") first.'
+                    f'Task "{name}" was learnt already. To learn it anew, call remove_head("{name}") first.'
                 )
-            self.model.add_head(task, seed=self.seed)
+        self.model.add_heads(list(experience.tasks.values()), seed=self.seed)
         self.adopt(experience)
 
     def forward(self, x: Tensor | Features, task_labels: Tensor | int | None = None) -> TaskBatch:
@@ -88,15 +97,14 @@ class DenseModule(MultiTaskModule):
 
         Args:
             x: B 3 H W float32 in [0, 1], or the features of B images.
-            task_labels: int64 B, or one label for all; None answers every task learnt for every image.
+            task_labels: int64 B, or one label for all; None, or the label EVERYTHING, answers every task learnt.
 
         Returns:
             Logits B K H/4 W/4 by task.
         """
         count = x.size(0)
         rows = self._rows(task_labels, count, x[0].device)
-        features = tuple(x) if isinstance(x, Features) else self.features(x)
-        answers = self.model(features, rows)
+        answers = self.model(tuple(x) if isinstance(x, Features) else x, rows, extract=self.features)
         return TaskBatch({task: Entry(rows[task], logits, aux) for task, (logits, aux) in answers.items()}, count)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -120,9 +128,37 @@ class DenseModule(MultiTaskModule):
         return {task: mask.nonzero().flatten() for task, mask in found.items()}
 
     def _tasks_of(self, label: int) -> tuple[str, ...]:
+        if label == EVERYTHING:
+            return tuple(self.tasks)
         if label not in self.tasks_of:
             raise TaskError(f"Expected a label of what was learnt, {sorted(self.tasks_of)}, but got {label}.")
         return self.tasks_of[label]
+
+
+def dense_model(
+    backbone: str = "tf_efficientnet_lite0",
+    head: HeadFactory | None = None,
+    *,
+    pretrained: bool = True,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> DenseModule:
+    """Make a model for one of Avalanche's own strategies: `Naive(model=model, criterion=model.criterion, ...)`.
+
+    Args:
+        backbone: A timm name, see `Backbone.create`.
+        head: Makes the heads; by default light Medusa heads of 32 channels a scale.
+        pretrained: Whether the backbone takes learnt weights.
+        seed: What the initialisation of heads depends on.
+        batch_size: See `DenseModule`.
+
+    Raises:
+        ConfigError: There is no such backbone.
+        WeightsError: Its weights are not to be had.
+    """
+    shared = Backbone.create(backbone, pretrained=pretrained)
+    model = MultiTaskModel(shared, head or functools.partial(MedusaHead, width=32))
+    return DenseModule(model, seed=seed, batch_size=batch_size)
 
 
 class DenseCriterion(nn.Module):
@@ -204,11 +240,12 @@ def eval_loader(strategy: Any, *, workers: int = 0, features: FeatureSource | No
 
 
 def parameter_groups(model: DenseModule, lr_head: float | None, lr_backbone: float | None) -> list[dict[str, Any]]:
-    """Return the trainable parameters, heads and backbone apart; a rate of None leaves the optimizer's own."""
-    parts = {"heads": (model.heads, lr_head), "backbone": (model.backbone, lr_backbone)}
+    """Return the trainable parameters, heads and backbones apart; a rate of None leaves the optimizer's own."""
+    whole = model.model
+    parts = {"heads": (whole.head_parameters(), lr_head), "backbone": (whole.backbone_parameters(), lr_backbone)}
     groups = []
-    for name, (module, lr) in parts.items():
-        trainable = [p for p in module.parameters() if p.requires_grad]
+    for name, (parameters, lr) in parts.items():
+        trainable = [p for p in parameters if p.requires_grad]
         if trainable:
             groups.append({"params": trainable, "name": name} | ({} if lr is None else {"lr": lr}))
     return groups
@@ -243,6 +280,7 @@ class DenseTemplate(SupervisedTemplate):
         device: Where to train.
         plugins: Avalanche plugins, in the order in which they are called.
         evaluator: Metrics and loggers; by default every dense metric and no logger.
+        eval_every: Epochs between two evaluations of the `eval_streams` given to `train`; -1 for none.
     """
 
     model: DenseModule
@@ -263,6 +301,7 @@ class DenseTemplate(SupervisedTemplate):
         device: torch.device | str = "cpu",
         plugins: Sequence[Any] = (),
         evaluator: EvaluationPlugin | None = None,
+        eval_every: int = -1,
     ) -> None:
         module = DenseModule(model, seed=seed, batch_size=batch_size)
         super().__init__(
@@ -275,12 +314,14 @@ class DenseTemplate(SupervisedTemplate):
             device=torch.device(device),
             plugins=list(plugins),
             evaluator=evaluator or dense_evaluator(),
+            eval_every=eval_every,
         )
         self.epochs, self.max_steps, self.base_steps = epochs, max_steps, base_steps
         self.seed, self.workers, self.lr_head, self.lr_backbone = seed, workers, lr_head, lr_backbone
         self.mb_losses: dict[str, Tensor] = {}
         self.total_steps = 0
         self._step = 0
+        self._adopting = False
         self.model.to(self.device)
 
     @property
@@ -295,16 +336,55 @@ class DenseTemplate(SupervisedTemplate):
         return self.base_steps if first else self.max_steps
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
-        """Train; what plugins draw from the global random state (buffers, replay) depends on the seed and the place."""
-        with seeded("plugins", self.seed, len(self.model.tasks)):
+        """Train; what plugins draw from the global random state (replay) depends on the seed and the place."""
+        with seeded("plugins", self.seed, self.clock.train_exp_counter):
             return super().train(experiences, eval_streams, **kwargs)
+
+    def adopt(self, experience: DenseExperience) -> None:
+        """Go through an experience whose tasks were loaded: a training of no steps, so that plugins see it.
+
+        What plugins make of an experience when it is over they make now (EWC its importances, replay its buffer);
+        weights and statistics stay as they are.
+        """
+        self.model.adopt(experience)
+        kept = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self._adopting = True
+        try:
+            self.train(experience, eval_streams=[])
+        finally:
+            self._adopting = False
+        self.model.load_state_dict(kept)
+
+    def recall(self, row: Mapping[str, float | None]) -> None:
+        """Take note of what an earlier run reached after the experience just adopted, in place of an evaluation."""
+        for metric in self.evaluator.metrics:
+            if isinstance(metric, TaskMatrixMetric):
+                metric.recall(self.model, row)
+
+    def _count(self, steps: int) -> None:
+        """Number the steps of training over the whole stream, also over what was loaded."""
+        for metric in self.evaluator.metrics:
+            if isinstance(metric, TrainingMetrics):
+                metric.step += steps
+
+    def model_adaptation(self, model: Any = None) -> Any:
+        """Add the experience's heads, unless they were loaded."""
+        return self.model if self._adopting else super().model_adaptation(model)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        """Let what plugins draw now (buffers) depend on the seed and the experience alone."""
+        with seeded("buffers", self.seed, self.experience.task_label):
+            super()._after_training_exp(**kwargs)
 
     def make_train_dataloader(self, features: FeatureSource | None = None, **kwargs: Any) -> None:
         """Load by counters (see `medusa_cl.data.loader`); steps = min(max_steps, epochs x batches)."""
         loader = train_loader(self, seed=self.seed, workers=self.workers, features=features)
         possible = self.epochs * loader.batches_per_epoch
-        self.total_steps = loader.max_steps = min(self.steps_of(self.experience) or possible, possible)
-        self.train_epochs = loader.epochs or 1
+        steps = min(self.steps_of(self.experience) or possible, possible)
+        if self._adopting:
+            self._count(steps)
+        self.total_steps = loader.max_steps = 0 if self._adopting else steps
+        self.train_epochs = loader.epochs or 0
         self._step, self._stop_training = 0, False
         self.dataloader = loader
 

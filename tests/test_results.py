@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_cl.errors import DataError, TaskError
-from medusa_cl.results import TaskMatrix, better_by, mtl_delta, summary_parts, transfer
+from medusa_cl.results import TaskMatrix, better_by, mean_and_spread, mtl_delta, summary_parts, transfer
 
 HIGHER = {"semseg": True, "depth": False, "normals": False, "edges": True}
 
@@ -82,6 +83,132 @@ def test_forgetting_counts_every_base_task_and_not_the_last_task() -> None:
     assert matrix.forgetting_percent("semseg") == pytest.approx(5.0)
     assert matrix.forgetting_percent("depth") == pytest.approx(-20.0)
     assert matrix.forgetting_percent("normals") == pytest.approx(25.0)
+
+
+def test_every_result_after_any_experience() -> None:
+    """After normals, semseg had gained 4 and depth had lost 0.1; nothing could be forgotten after the base."""
+    matrix = stream()
+    assert [matrix.learnt_before(k) for k in range(3)] == [(), ("semseg", "depth"), ("semseg", "depth", "normals")]
+    assert matrix.forgetting("semseg", 1) == -4.0 and matrix.forgetting("semseg", 2) == 2.0
+    assert matrix.forgetting("depth", 1) == pytest.approx(0.1)
+    assert matrix.forgetting_best("semseg", 1) == -4.0 and matrix.forgetting_best("semseg", 2) == 6.0
+    assert matrix.forgetting_percent("semseg", 1) == -10.0
+    assert matrix.forgetting_percent("depth", 1) == pytest.approx(20.0)
+    assert matrix.mean_forgetting(1) == pytest.approx(-3.9 / 2) and matrix.bwt(1) == pytest.approx(3.9 / 2)
+    assert matrix.mean_forgetting_percent(1) == pytest.approx(5.0)
+    assert matrix.mean_forgetting_best() == pytest.approx((6.0 - 0.1 + 5.0) / 3)
+    assert matrix.forgetting("normals", 1) is None
+    assert matrix.mean_forgetting(0) is matrix.bwt(0) is matrix.mean_forgetting_best(0) is None
+
+
+@pytest.mark.parametrize("k", [-1, 3])
+def test_an_experience_without_a_row_is_refused(k: int) -> None:
+    for ask in (lambda m: m.forgetting("depth", k), lambda m: m.bwt(k), lambda m: m.relative({}, k)):
+        with pytest.raises(ValueError, match=f"0 to 2, but got {k}"):
+            ask(stream())
+
+
+def test_forward_transfer_by_hand() -> None:
+    """Ahead of their experiences: normals 60 against 90 untrained (30 better), edges 5 against 8 (3 worse)."""
+    matrix = stream()
+    untrained = {"normals": 90.0, "edges": 8.0}
+    assert matrix.fwt(untrained) is None
+    matrix.set_ahead("normals", 60.0)
+    assert matrix.fwt(untrained, 1) == 30.0 and matrix.fwt(untrained) is None
+    matrix.set_ahead("edges", 5.0)
+    assert matrix.fwt(untrained) == pytest.approx((30.0 - 3.0) / 2)
+    assert matrix.fwt(untrained, 0) is matrix.fwt({"normals": 90.0}) is matrix.fwt(None) is None
+    assert matrix.R(0, "normals") is None and matrix.ahead("normals") == 60.0
+    with pytest.raises(TaskError, match="learnt in experience 0"):
+        matrix.set_ahead("depth", 1.0)
+    with pytest.raises(TaskError, match='Did you mean "edges"'):
+        matrix.set_ahead("edge", 1.0)
+
+
+def test_forward_transfer_in_the_summary() -> None:
+    matrix = stream()
+    assert "fwt" not in summary_parts(matrix, REFERENCES)["transfer"]
+    references = {**REFERENCES, "untrained": {"normals": 90.0, "edges": 8.0}}
+    lacking = summary_parts(matrix, references)["transfer"]
+    assert lacking["fwt"] is None
+    assert lacking["why_null"]["fwt"].startswith("normals: it has no value before it was learnt; edges: ")
+    for task, value in {"normals": 60.0, "edges": 5.0}.items():
+        matrix.set_ahead(task, value)
+    assert summary_parts(matrix, references)["transfer"]["fwt"] == pytest.approx(13.5)
+
+
+def test_relative_to_a_reference_after_any_experience() -> None:
+    matrix, single = stream(), REFERENCES["single_task"]
+    assert matrix.relative(single, 0) == pytest.approx({"semseg": -20.0, "depth": 0.0, "mean": -10.0})
+    assert matrix.relative(single, 1) == pytest.approx(
+        {"semseg": -12.0, "depth": -20.0, "normals": -25.0, "mean": -57.0 / 3}
+    )
+    assert matrix.relative(single)["mean"] == summary_parts(matrix, REFERENCES)["relative"]["mtl_delta"]
+    near_zero = matrix.relative({**single, "depth": 1e-7})
+    assert near_zero["depth"] is near_zero["mean"] is None and near_zero["semseg"] == -24.0
+
+
+def test_steps_of_the_summary() -> None:
+    gains = summary_parts(stream(), REFERENCES)["transfer"]
+    assert gains["bwt"] == pytest.approx(-2.3)
+    assert gains["steps"]["base"] == {"mtl_delta": pytest.approx(-10.0)}
+    assert gains["steps"]["normals"] == pytest.approx(
+        {
+            "forgetting": -1.95,
+            "forgetting_best": -1.95,
+            "forgetting_percent": 5.0,
+            "bwt": 1.95,
+            "mtl_delta": -19.0,
+        }
+    )
+    assert gains["steps"]["edges"]["forgetting_best"] == pytest.approx(10.9 / 3)
+
+
+def test_a_value_near_zero_has_no_percentage_but_can_be_forgotten() -> None:
+    matrix = TaskMatrix([["semseg", "depth"], ["edges"]], HIGHER)
+    matrix.set_row(0, {"semseg": 50.0, "depth": 1e-8})
+    matrix.set_row(1, {"semseg": 45.0, "depth": 0.5, "edges": 70.0})
+    assert matrix.forgetting("depth") == pytest.approx(0.5) and matrix.mean_forgetting() == pytest.approx(2.75)
+    assert matrix.forgetting_percent("depth") is None and matrix.forgetting_percent("semseg") == 10.0
+    assert matrix.mean_forgetting_percent() is None
+
+
+def test_an_empty_row_leaves_forgetting_undefined_with_a_reason() -> None:
+    matrix = TaskMatrix([["depth"], ["normals"], ["edges"]], HIGHER)
+    for k, row in enumerate(({}, {"depth": 0.5, "normals": 20.0}, {"depth": 0.75, "normals": 22.0, "edges": 70.0})):
+        matrix.set_row(k, row)
+    assert matrix.forgetting("depth") is None and matrix.forgetting("normals") == 2.0
+    assert matrix.forgetting_best("depth") == 0.25
+    assert matrix.bwt() is matrix.forgetting("depth", 1) is None
+    why = summary_parts(matrix, {})["transfer"]["why_null"]
+    assert why["bwt"] == "depth: it has no value before the last row"
+    assert why["steps.normals.forgetting"] == "depth: it has no value before row normals"
+
+
+def test_a_matrix_grows_with_the_stream() -> None:
+    grown = TaskMatrix([], {})
+    for names, row in zip(stream().experiences, stream().rows, strict=True):
+        grown.grow(names, HIGHER)
+        grown.set_row(grown.last + 1, row)
+    assert summary_parts(grown, REFERENCES) == summary_parts(stream(), REFERENCES)
+    with pytest.raises(TaskError, match="2 times"):
+        grown.grow(["depth"], HIGHER)
+    with pytest.raises(TaskError, match="direction"):
+        grown.grow(["flow"], HIGHER)
+    assert grown.tasks == stream().tasks
+
+
+@pytest.mark.parametrize("values", [[3.0, 5.0, 10.0], [-1.0, -1.0], [1e8 + 1, 1e8 + 2, 1e8 + 3]])
+def test_mean_and_spread(values: list[float]) -> None:
+    mean, deviation, why = mean_and_spread(values)
+    assert mean == pytest.approx(statistics.mean(values)) and why == ""
+    assert deviation == pytest.approx(statistics.stdev(values))
+
+
+def test_mean_and_spread_say_what_is_missing() -> None:
+    assert mean_and_spread([7.0]) == (7.0, None, "one run has no spread")
+    assert mean_and_spread([]) == (None, None, "there is no run")
+    assert mean_and_spread([1.0, None, math.nan]) == (None, None, "2 of 3 runs have no value")
 
 
 def test_matrix_cells() -> None:
@@ -228,9 +355,11 @@ def test_csv_round_trip(tmp_path: Path, rows: int) -> None:
     whole.rows[1]["depth"] = 1 / 3
     for k in range(rows):
         matrix.set_row(k, whole.rows[k])
+    matrix.set_ahead("edges", 2.5)
     path = tmp_path / "task_matrix.csv"
     matrix.to_csv(path)
     again = TaskMatrix.from_csv(path, HIGHER)
+    assert again.ahead("edges") == 2.5 and again.ahead("normals") is None
     assert again.experiences == matrix.experiences
     assert [[again.R(k, t) for t in again.tasks] for k in range(rows)] == [
         [matrix.R(k, t) for t in matrix.tasks] for k in range(rows)

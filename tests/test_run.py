@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from fake_data import fake_dense_hdf5
 from medusa_cl.errors import ConfigError, DataError, MissingDataError, TaskError, TrainingError, WeightsError
 from medusa_cl.run import run
+from medusa_cl.strategies.references import HEAD_OF
 
 SMALL = [
     "scenario=nyud_incremental", "scenario.augment.zooms=[1.0]", "trainer.lr_head=2e-3", "trainer.lr_backbone=1e-3",
@@ -87,7 +88,7 @@ def test_the_summary_says_everything(finished: tuple[Path, dict[str, Any]]) -> N
     kept = json.loads((home / summary["run_dir"] / "summary.json").read_text())
     assert kept == {k: v for k, v in summary.items() if k not in ("run_dir", "objective")}
     keys = "scenario strategy backbone head seed version device base stream primary matrix forgetting forgetting_best "
-    keys += "forgetting_percent transfer relative cost provenance labels stages"
+    keys += "forgetting_percent transfer relative cost provenance frozen labels stages"
     assert set(keys.split()) == set(kept)
     assert (kept["base"], kept["stream"]) == (["semseg", "depth"], ["normals", "edges"])
     assert kept["primary"]["depth"] == {"metric": "rmse", "unit": "m", "higher_is_better": False}
@@ -159,11 +160,15 @@ def test_references_are_kept(
     home, summary = finished
     monkeypatch.chdir(home)
     kept = {p: p.stat().st_mtime_ns for p in (home / "runs/.cache").rglob("*") if p.is_file()}
-    assert len(kept) == 5
+    names = sorted(
+        path.name.rpartition("-")[0] for path in kept if path.suffix == ".json" and path.name != "model.json"
+    )
+    tasks = [f"{name}-{task}" for name in HEAD_OF for task in ("edges", "normals")]
+    assert names == sorted(["base", "run", *tasks])
     again = run(small(nyud))
     assert again["run_dir"].endswith("-s0-1")
     assert again["transfer"]["reference_values"] == summary["transfer"]["reference_values"]
-    assert {p: p.stat().st_mtime_ns for p in (home / "runs/.cache").rglob("*") if p.is_file()} == kept
+    assert {p: p.stat().st_mtime_ns for p in (home / "runs/.cache").rglob("*") if p.is_file() and p in kept} == kept
 
 
 def test_single_task_nets_give_delta(nyud: Path, home: Path) -> None:

@@ -91,6 +91,11 @@ class RunRecorder:
         self._ui_line: str | None = None
 
     @property
+    def run_id(self) -> str | None:
+        """The tracker's own name of the run; None where nothing is tracked."""
+        return (self._note.get("tracker") or {}).get("run_id") if self.tracking else None
+
+    @property
     def tracking(self) -> bool:
         """Whether a tracker is still being told."""
         return self._tracker is not None
