@@ -20,8 +20,10 @@ if TYPE_CHECKING:  # the same names as _HOME, for type checkers and editors; a t
     from medusa_cl.results import TaskMatrix as TaskMatrix
     from medusa_cl.scenarios.dense import DenseExperience as DenseExperience
     from medusa_cl.scenarios.dense import dense_scenario as dense_scenario
+    from medusa_cl.strategies.evaluation import dense_evaluator as dense_evaluator
     from medusa_cl.strategies.medusa import Medusa as Medusa
     from medusa_cl.strategies.medusa import MedusaPlugin as MedusaPlugin
+    from medusa_cl.strategies.template import dense_model as dense_model
     from medusa_cl.tasks import DenseTask as DenseTask
 
 __version__ = "0.1.0"
@@ -41,6 +43,8 @@ _HOME = {
     "PlainHead": "models.heads",
     "TaskBatch": "batch",
     "TaskMatrix": "results",
+    "dense_evaluator": "strategies.evaluation",
+    "dense_model": "strategies.template",
     "dense_scenario": "scenarios.dense",
 }
 

@@ -135,6 +135,7 @@ NOT_OF_MEMBERS = ("mode", "study", "strategy", "plugins", "seed", "out", "overwr
 
 
 def _member_config(common: Sequence[str], member: Member) -> DictConfig:
+    check_overrides(member.overrides)
     own = [*common, *member.overrides, f"seed={member.seed}", "references=none", "compare=[]"]
     cfg = hydra.compose("config", own)
     if member.arrangement and cfg.scenario.get("order") != "joint":  # all tasks together come in no order
@@ -380,7 +381,7 @@ def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
     plugins = _plugins(cfg)
     compose.check(plugins, shared_trainable=freeze.shared_trainable, old_trainable=freeze.old_trainable)
     if start is not None:
-        compose.follow_loaded(plugins)
+        compose.follow_loaded(plugins, changed_since=start.experiences > 1 and freeze.shared_trainable)
     small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
     if freeze.freeze == "stages":
         small.freeze_stages(freeze.stages)
@@ -418,7 +419,9 @@ def _extended(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, St
     own = ["out", "overwrite", "references", "tracking", "remove"]
     own += [key for key in given if key.split(".")[0] in ("trainer", "head", "head_width")]
     for key in own:
-        OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), force_add=True)
+        OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+    if "head_width" in given and "width" in theirs.head:
+        theirs.head.width = cfg.head_width
     new = list(cfg.scenario.stream) if "scenario.stream" in given else []
     theirs.scenario.stream = [task for task in theirs.scenario.stream if task not in start.removed] + new
     theirs.scenario.update({key: value for key, value in LISTED.items() if key in theirs.scenario})
@@ -551,11 +554,13 @@ def _base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]
 
     if not all(compose.idle_at_first(plugin) for plugin in _plugins(cfg)):
         return None
-    later = ("name", "freeze", "stages", "freeze_old_heads", "cache_features")  # act from experience 1 on
+    strategy = {"freeze_from": 1, **_unnamed(cfg.strategy)}
+    later = ["freeze_old_heads", "cache_features"]  # act from experience 1 on
+    later += ["freeze", "stages"] if strategy["freeze_from"] else []
     own = {
         "tasks": [scenario.tasks[name].describe() for name in scenario.base],
         "head": _unnamed(cfg.head),
-        "strategy": {key: value for key, value in _unnamed(cfg.strategy).items() if key not in later},
+        "strategy": {key: value for key, value in strategy.items() if key not in later},
     }
     return kept.place("base", {**key, **own})
 
@@ -657,8 +662,8 @@ def _learn(made: Run) -> None:
     strategy = made.make_strategy(made.model, plugins=_plugins(cfg), evaluator=evaluator)
     made.frozen = not strategy.medusa.shared_trainable
     start, row = made.start, functools.partial(_record, made)
-    known = {} if start is None else {"start": start.experiences, "rows": start.rows}
-    made.matrix = learn(scenario, strategy, learnt=row, seconds=made.seconds, **known)
+    experiences, rows = (0, ()) if start is None else (start.experiences, start.rows)
+    made.matrix = learn(scenario, strategy, start=experiences, rows=rows, learnt=row, seconds=made.seconds)
     made.stages |= made.seconds
     if start is not None and start.experiences == len(scenario.groups):
         _record(made, made.matrix.last, made.matrix, {})  # nothing was learnt, so nothing was recorded yet

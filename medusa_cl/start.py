@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medusa_cl.models.multitask import MultiTaskModel
     from medusa_cl.scenarios.dense import DenseScenario
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def from_base(name: str) -> Start:
         ConfigError: There is no such model.
     """
     path = rundir.find_base(name)
-    run = path.parents[1] if path.is_relative_to(path.parents[1] / rundir.BASE) else None
+    run = path.parents[1] if path.parts[-2:] == rundir.BASE.parts else None
     return Start(path, 1, f"starts from {path}: its base tasks are not learnt again", parent=run, references=True)
 
 
@@ -83,7 +83,7 @@ def from_kept(place: Path) -> Start | None:
     """Start from the base noted there; None if none is, or it is no longer what it was."""
     note = kept.read(place)
     model = Path(note["model"]) if note else None
-    if note is None or model is None or not (model / WEIGHTS).is_file():
+    if note is None or model is None or not all((model / name).is_file() for name in (WEIGHTS, DESCRIPTION)):
         return None
     if kept.file_hash(model / WEIGHTS) != note["hash"]:
         return None

@@ -41,18 +41,22 @@ class Member:
         return "-".join([self.name.replace(" ", "_").replace("/", "_"), f"s{self.seed}", *self.variant.split()])
 
 
-def plan(members: Sequence[str], seeds: Sequence[int], orders: int = 0, held_out: Sequence[str] = ()) -> list[Member]:
+def plan(
+    members: Sequence[str] | str, seeds: Sequence[int] | int, orders: int = 0, held_out: Sequence[str] = ()
+) -> list[Member]:
     """Return the runs of a study: all members of one seed and variant before the next, so that it can be read early.
 
     Args:
-        members: Names of strategies, with plugins ("finetune+ewc+replay") and further overrides ("medusa head=medusa").
-        seeds: The seeds.
+        members: Names of strategies, with plugins ("finetune+ewc+replay") and further overrides ("medusa head=medusa");
+            or one of them.
+        seeds: The seeds, or one.
         orders: Random orders of the stream, in place of the listed one; 0 for that.
         held_out: Tasks, each of which is once alone the stream.
 
     Raises:
         ConfigError: There is nothing to compare, something twice, or both orders and held-out tasks.
     """
+    members, seeds = [members] if isinstance(members, str) else members, [seeds] if isinstance(seeds, int) else seeds
     named = {_name(text): tuple(_overrides(text)) for text in members}
     if not named or not seeds or len(named) < len(members) or len(set(seeds)) < len(seeds):
         raise ConfigError(
@@ -125,7 +129,7 @@ class Study:
 
     def report(self) -> dict[str, Any]:
         """Return everything as plain data: each member's aggregates, values and runs, and what is missing."""
-        primary = next((o.summary["primary"] for o in self._done()), {})
+        primary: Mapping[str, Any] = next((o.summary["primary"] for o in self._done()), {})
         return {
             "members": {name: self._member(name) for name in self.names},
             "primary": primary,
@@ -133,7 +137,7 @@ class Study:
             "failures": {o.member.label: o.failure for o in self.outcomes if o.failure},
         }
 
-    def _done(self) -> list[Any]:
+    def _done(self) -> list[Any]:  # outcomes that have a summary
         return [outcome for outcome in self.outcomes if outcome.summary is not None]
 
     def _member(self, name: str) -> dict[str, Any]:

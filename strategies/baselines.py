@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from medusa_cl.data.loader import DenseDataset
-from medusa_cl.models.adapters import AdaptedHead, OwnNetHead
+from medusa_cl.errors import ConfigError, unknown
+from medusa_cl.models.adapters import KINDS, AdaptedHead, OwnNetHead
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience, avalanche_dataset
 from medusa_cl.strategies.medusa import Medusa
@@ -27,14 +28,26 @@ class SingleTask(Medusa):
     """
 
     def __init__(self, *, model: MultiTaskModel, **options: Any) -> None:
-        model.head = partial(OwnNetHead, head=model.head)
+        model.head = partial(OwnNetHead, head=_inner(model.head))
         super().__init__(model=model, freeze_from=0, cache_features="off", **options)
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
         """Train the net of each task alone, also where an experience brings several."""
         for experience in [experiences] if isinstance(experiences, DenseExperience) else experiences:
             for name in experience.tasks:
-                super().train(experience.alone(name), eval_streams, **kwargs)
+                self._train_net(experience, name, eval_streams, **kwargs)
+
+    def _train_net(self, experience: DenseExperience, name: str, eval_streams: Any, **kwargs: Any) -> None:
+        label, known = experience.task_label, self.model.tasks_of
+        before = known.get(label, ())
+        known[label] = tuple(task for task in before if task == name)  # the other nets need not answer as it learns
+        super().train(experience.alone(name), eval_streams, **kwargs)
+        known[label] = tuple(dict.fromkeys((*before, name)))
+
+    def adopt(self, experience: DenseExperience) -> None:
+        """Go through the nets of an experience one by one, as they were trained."""
+        for name in experience.tasks:
+            super().adopt(experience.alone(name))
 
     def steps_of(self, experience: DenseExperience) -> int | None:
         """Return the steps of the base tasks for every task."""
@@ -72,8 +85,21 @@ class Adapters(Medusa):
         kind: "lora" or "residual", see `AdaptedHead`.
         rank: The rank of the low-rank blocks.
         **options: Options of `Medusa`.
+
+    Raises:
+        ConfigError: `kind` is unknown, or `rank` is below 1.
     """
 
     def __init__(self, *, model: MultiTaskModel, kind: str = "lora", rank: int = 4, **options: Any) -> None:
-        model.head = partial(AdaptedHead, head=model.head, kind=kind, rank=rank)
+        if kind not in KINDS:
+            raise ConfigError(unknown("strategy.kind", str(kind), KINDS))
+        if rank < 1:
+            raise ConfigError(f"Expected strategy.rank of at least 1, but got {rank}.")
+        model.head = partial(AdaptedHead, head=_inner(model.head), kind=kind, rank=rank)
         super().__init__(model=model, **options)
+
+
+def _inner(head: Any) -> Any:
+    """Return what makes the head inside, where a model was loaded whose heads are of these kinds already."""
+    made = getattr(head, "func", None)
+    return head.keywords["head"] if made in (OwnNetHead, AdaptedHead) else head

@@ -2,11 +2,12 @@
 
 This is the one place that knows. Strategies ask it when they are made, and the README's table is printed by it:
 
-    python -m medusa_cl.strategies.compose
+    python -m medusa_cl.strategies.compose [--short]
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -109,7 +110,9 @@ def _all() -> Iterable[Verdict]:
     yield Verdict("EvaluationPlugin", AS_IS, "Made by dense_evaluator(loggers): text, CSV, TensorBoard, MLflow.")
     yield Verdict("LRSchedulerPlugin", AS_IS, "Not for LambdaLR, which cannot follow parts of unlike rates.")
     yield Verdict("EarlyStoppingPlugin", AS_IS, "Its metric is named `<task>_<metric>`, its stream val_stream.")
-    yield Verdict("FromScratchTrainingPlugin", AS_IS, _SCRATCH_WHY, config="from_scratch", resets=True)
+    yield Verdict(
+        "FromScratchTrainingPlugin", AS_IS, _SCRATCH_WHY, config="from_scratch", resets=True, needs_steps=True
+    )
     yield from _strategies("FromScratchTraining", kind=AS_IS, why=_SCRATCH_WHY)
     yield Verdict("EWCPlugin", AS_IS, _IMPORTANCE, config="ewc", protects_shared=True)
     yield Verdict("MASPlugin", AS_IS, _IMPORTANCE, config="mas", protects_shared=True)
@@ -180,6 +183,7 @@ def _without_a_counterpart() -> Iterable[Verdict]:
     yield from _refused("ObjectDetectionTemplate", why=boxes, instead="Naive(plugins=[MedusaPlugin()])")
 
 
+FROM_THE_LAST = ("ReplayPlugin", "AGEMPlugin", "GEMPlugin", "DenseLwF", "FeatureDistillation")
 VERDICTS: Mapping[str, Verdict] = {verdict.name: verdict for verdict in _all()}
 
 
@@ -251,20 +255,35 @@ def check_strategy(strategy: Any) -> None:
     )
 
 
-def follow_loaded(plugins: Iterable[Any]) -> None:
+def follow_loaded(plugins: Iterable[Any], *, changed_since: bool = False) -> None:
     """Refuse plugins that cannot follow an experience whose tasks were loaded and not trained.
 
+    Args:
+        plugins: The plugins.
+        changed_since: Whether weights that they look at have changed since some of these experiences.
+
     Raises:
-        ConfigError: A plugin learns what it needs from the steps of training alone.
+        ConfigError: A plugin learns what it needs from the steps of training, or from weights that are gone.
     """
     for plugin in plugins:
         verdict = verdict_of(plugin)
         if verdict is not None and verdict.needs_steps:
             raise ConfigError(
                 f"{type(plugin).__name__} learns what mattered to a task from the steps of its training, so it cannot "
-                "follow tasks that were loaded. Train from the start (leave out base= and extend=), or use EWC or MAS "
+                "follow tasks that were loaded. Train from the start (base=null, no extend=), or use EWC or MAS "
                 "(plugins=[ewc] or [mas])."
             )
+        if changed_since and verdict is not None and not _tells_from_the_last(verdict):
+            raise ConfigError(
+                f"{type(plugin).__name__} remembers the weights as they were after each task, and a finished run keeps "
+                "only the last ones. Learn the whole stream anew, or leave it out."
+            )
+
+
+def _tells_from_the_last(verdict: Verdict) -> bool:
+    """Return whether a plugin remembers of earlier tasks only what the last weights, or the data, still tell."""
+    remembers = verdict.protects_shared or verdict.protects_old or verdict.projects
+    return not remembers or verdict.name in FROM_THE_LAST
 
 
 def idle_at_first(plugin: Any) -> bool:
@@ -380,9 +399,19 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_table() -> str:
+    """Return what composes, in a line for each verdict; what is refused is left to `table`."""
+    lines = ["| verdict | plugins | strategies |", "|---|---|---|"]
+    for kind in KINDS:
+        found = [v for v in VERDICTS.values() if v.kind == kind and v.composes and (v.config or v.strategy)]
+        plugins = ", ".join(_named(v) for v in found if not v.strategy)
+        lines.append(f"| {kind} | {plugins} | {', '.join(f'`{v.name}`' for v in found if v.strategy)} |")
+    return "\n".join(line for line in lines if not line.endswith("|  |  |")) + "\n"
+
+
 def _named(verdict: Verdict) -> str:
     return f"`{verdict.name}`" + (f" (`plugins=[{verdict.config}]`)" if verdict.config else "")
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(short_table() if sys.argv[1:] == ["--short"] else table(), end="")

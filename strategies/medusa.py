@@ -18,6 +18,7 @@ from medusa_cl.data.features import FrozenFeatures
 from medusa_cl.data.loader import IDENTITY, View, padded_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
+from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
 from medusa_cl.strategies import compose
@@ -93,9 +94,20 @@ class MedusaPlugin(SupervisedPlugin):
         return self.shared_trainable or not self.freeze_old_heads
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse a host, or plugins beside this one, that do not compose."""
+        """Refuse a host, or plugins beside this one, that do not compose, and parts that the backbone has not."""
         if not isinstance(strategy, DenseTemplate):
             compose.check_strategy(strategy)
+        self.check_stages(strategy.model.backbone)
+
+    def check_stages(self, backbone: Backbone) -> None:
+        """Refuse names of parts before anything is learnt, not when it is time to freeze them.
+
+        Raises:
+            ConfigError: The backbone has no part of that name.
+        """
+        for name in self.stages or ():
+            if name not in backbone.stages:
+                raise ConfigError(unknown(f"stage of backbone {backbone.name}", name, backbone.stages))
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze what an earlier experience (or a loaded base) has learnt."""
@@ -263,6 +275,7 @@ class Medusa(DenseTemplate):
             seed=options.get("seed", 0),
             kept=kept,
         )
+        medusa.check_stages(model.backbone)
         compose.check(plugins, shared_trainable=medusa.shared_trainable, old_trainable=medusa.old_trainable)
         super().__init__(model=model, plugins=[medusa, *plugins], **options)
         self.medusa = medusa

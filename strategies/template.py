@@ -254,8 +254,10 @@ def parameter_groups(model: DenseModule, lr_head: float | None, lr_backbone: flo
 def rebuild_optimizer(optimizer: Optimizer, groups: Iterable[dict[str, Any]]) -> None:
     """Give an optimizer new parameters and no memory of the old ones, in place: schedulers keep their reference.
 
-    Stale moments would go on moving old weights whose gradients a plugin filled with zeros.
+    Stale moments would go on moving old weights whose gradients a plugin filled with zeros; stale gradients, of what is
+    frozen by now, would count in what AGEM and GEM project.
     """
+    optimizer.zero_grad()
     optimizer.state.clear()
     optimizer.param_groups.clear()
     for group in groups:
@@ -320,7 +322,7 @@ class DenseTemplate(SupervisedTemplate):
         self.seed, self.workers, self.lr_head, self.lr_backbone = seed, workers, lr_head, lr_backbone
         self.mb_losses: dict[str, Tensor] = {}
         self.total_steps = 0
-        self._step = 0
+        self._step = self._adopted_steps = 0
         self._adopting = False
         self.model.to(self.device)
 
@@ -373,6 +375,7 @@ class DenseTemplate(SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         """Let what plugins draw now (buffers) depend on the seed and the experience alone."""
+        self._count(self._adopted_steps)
         with seeded("buffers", self.seed, self.experience.task_label):
             super()._after_training_exp(**kwargs)
 
@@ -381,9 +384,8 @@ class DenseTemplate(SupervisedTemplate):
         loader = train_loader(self, seed=self.seed, workers=self.workers, features=features)
         possible = self.epochs * loader.batches_per_epoch
         steps = min(self.steps_of(self.experience) or possible, possible)
-        if self._adopting:
-            self._count(steps)
-        self.total_steps = loader.max_steps = 0 if self._adopting else steps
+        self._adopted_steps = steps if self._adopting else 0
+        self.total_steps = loader.max_steps = steps - self._adopted_steps
         self.train_epochs = loader.epochs or 0
         self._step, self._stop_training = 0, False
         self.dataloader = loader

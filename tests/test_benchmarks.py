@@ -29,7 +29,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-learns, data, efficiency = load("learns"), load("data"), load("efficiency")
+learns, data, efficiency, composition = (load(name) for name in ("learns", "data", "efficiency", "composition"))
 
 
 def test_the_most_frequent_class_ignores_what_is_not_labelled() -> None:
@@ -247,3 +247,60 @@ def test_what_efficiency_misses_is_named() -> None:
     assert efficiency.failures(found(growth=1.6)) == ["Medusa, light: one more task does not always cost the same"]
     missed = efficiency.failures(found(light=100.0))
     assert len(missed) == 3 and all("1.00 of that of MTI-Net, tricks" in line for line in missed)
+
+
+def a_cell(freeze: str, plugin: str, lost: float, new: float, end: float, spread: float = 0.5) -> dict[str, Any]:
+    entries = {"forgetting_percent": lost, "new": new, "all": end}
+    spreads = {key: {"mean": value, "deviation": spread, "why": ""} for key, value in entries.items()}
+    return {"freeze": freeze, "plugin": plugin, "choice": "0.001", "seconds": 10.0, **spreads}
+
+
+def test_where_medusa_wins_and_loses_is_said() -> None:
+    cells = [
+        a_cell("none", "none", 20.0, 3.0, -8.0),
+        a_cell("stages", "EWC", 5.0, -2.0, -3.0),
+        a_cell("none", "replay", 2.0, 1.4, 0.2, spread=2.0),
+        a_cell("all", "none", 0.0, 0.0, 0.0),
+    ]
+    assert composition.reading(cells) == [
+        "Under the full freeze every cell forgets exactly 0; elsewhere 2.0 to 20.0 %.",
+        "On new tasks Medusa loses (by more than the spread and 1 %) to: none + none (+3.0 %).",
+        "On new tasks it wins against: stages + EWC (-2.0 %).",
+        "Over all tasks, in the end, it loses to: none.",
+        "Over all tasks, in the end, it wins against: none + none (-8.0 %), stages + EWC (-3.0 %).",
+    ]
+    assert composition.reading([*cells, a_cell("all", "SI", 0.25, 0.0, 0.0)])[0].startswith(
+        "Under the full freeze every cell forgets at most 0.25 %"
+    )
+
+
+def test_strengths_are_tried_where_they_act() -> None:
+    rates, strengths = len(composition.BACKBONE_RATES), len(composition.STRENGTHS["EWC"])
+    assert len(composition.choices("none", "EWC")) == rates * strengths
+    assert len(composition.choices("stages", "replay")) == rates
+    assert len({choice.rate for choice in composition.choices("all", "EWC")}) == len(composition.HEAD_RATES)
+    assert len(composition.choices("all", "EWC")) == len(composition.HEAD_RATES)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_freeze_and_plugins_are_compared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells, quickly; a second look runs nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(composition, "FREEZE", ("none", "all"))
+    monkeypatch.setattr(composition, "PLUGINS", ("none", "replay"))
+    monkeypatch.setattr(composition, "BACKBONE_RATES", (1e-3,))
+    monkeypatch.setattr(composition, "HEAD_RATES", (2e-3,))
+    cells = list(composition.Comparison(composition.QUICK, (0, 1), lambda line: None).cells())
+    assert [(cell["freeze"], cell["plugin"]) for cell in cells] == [
+        ("none", "none"), ("none", "replay"), ("all", "none"), ("all", "replay"),
+    ]  # fmt: skip
+    assert [cell["forgetting_percent"]["mean"] for cell in cells[2:]] == [0.0, 0.0]
+    assert cells[0]["forgetting_percent"]["mean"] != 0
+    assert (cells[2]["new"]["mean"], cells[2]["all"]["mean"]) == (0.0, 0.0)
+    said: list[str] = []
+    assert list(composition.Comparison(composition.QUICK, (0, 1), said.append).cells()) == cells
+    assert said == []
+    found = {"settings": vars(composition.QUICK), "seeds": [0, 1], "cells": cells, "date": "", "reading": ["x"]}
+    page = composition.page({**found, "machine": {"cpu": "a machine", "cores": 2}})
+    assert page.count("\n| none |") == 2
+    assert "None" not in page

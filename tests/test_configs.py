@@ -193,11 +193,12 @@ def test_backbones_are_made_without_learnt_weights(name: str) -> None:
 def test_heads_are_made_by_their_configuration(name: str) -> None:
     content = dict(config(f"head={name}").head)
     assert content.pop("name") == name
-    factory = instantiate(content)
-    head = factory((24, 32, 48, 64), 5)
+    coupled = content.pop("coupled", False)
+    head = instantiate(content)((24, 32, 48, 64), {"a": 5, "b": 2} if coupled else 5)
     assert isinstance(head, nn.Module)
     maps = [torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip((24, 32, 48, 64), (4, 8, 16, 32), strict=True)]
-    logits, aux = head.eval()(maps)
+    answer = head.eval()(maps)
+    logits, aux = answer["a"] if coupled else answer
     assert logits.shape == (1, 5, 16, 24)
     assert aux == ()
 
@@ -207,17 +208,18 @@ def test_trainers_have_the_same_keys(name: str) -> None:
     assert set(config(f"trainer={name}").trainer) == TRAINER
 
 
+FIXED = {"single_task": "backbone", "cumulative": "none"}  # what a strategy freezes whatever is said
+
+
 @options("strategy")
 def test_strategies_are_made_on_a_model(name: str, tiny_model: Callable[..., MultiTaskModel]) -> None:
     cfg = config(f"strategy={name}")
     assert cfg.strategy.name == name
     chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
     strategy = instantiate(chosen)(model=tiny_model("semseg"), batch_size=2)
-    frozen = cfg.strategy.freeze == "backbone"
-    assert strategy.model.backbone.frozen is frozen
-    assert all(
-        p.requires_grad is not cfg.strategy.freeze_old_heads for p in strategy.model.heads["semseg"].parameters()
-    )
+    assert strategy.model.backbone.frozen is (cfg.strategy.get("freeze", FIXED.get(name)) == "backbone")
+    frozen = cfg.strategy.get("freeze_old_heads", name != "cumulative")
+    assert all(p.requires_grad is not frozen for p in strategy.model.heads["semseg"].parameters())
 
 
 @options("plugins")

@@ -19,6 +19,7 @@ from medusa_cl.configs.check import check_overrides
 from medusa_cl.prepare import main as prepare
 from medusa_cl.run import run
 from medusa_cl.scenarios.folder import folder_incremental
+from medusa_cl.strategies import compose as verdicts
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING, DATA = (
@@ -105,7 +106,7 @@ TINY_ROOMS = [
 def learnt(*overrides: str) -> dict[str, object]:
     with initialize_config_module("medusa_cl.configs", version_base="1.3"):
         cfg = compose("config", list(overrides))
-    return run(cfg)
+    return run(cfg, overrides)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -118,12 +119,16 @@ def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: p
     single = [a.split(",")[0] if "[" not in a else a for a in arguments]
     if "base=last" in single:
         learnt(*TINY_ROOMS)
+    if "extend=last" in single:
+        learnt(*TINY_ROOMS, "scenario.stream=[normals]")
+        single = [*single, "tracking=off", "references=none"]
     on_disk = [a for a in single if re.match(r"scenario=(nyud|pascal|folder)|experiment=(nyud|pascal)", a)]
     if on_disk:
         write_nyud_pack(tmp_path / "data/NYUD_MT", "survey")
         write_pascal(tmp_path / "data")
         write_folder(tmp_path / "my_images")
-    summary = learnt(*single, *(TINY if on_disk else TINY_ROOMS))
+    sizes = [] if "extend=last" in single else TINY if on_disk else TINY_ROOMS
+    summary = learnt(*single, *sizes)
     assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
 
 
@@ -170,7 +175,7 @@ def test_the_readme_names_commands() -> None:
 def test_the_plain_avalanche_script_of_the_readme() -> None:
     """As written, but for sizes."""
     (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(script.splitlines()) <= 25
+    assert len(script.splitlines()) <= 15
     for written, small in (
         ("train_size=400, test_size=100", "image_size=(32, 64), train_size=4, val_size=0, test_size=2"),
         ('"tf_efficientnet_lite0"', '"test_efficientnet", pretrained=False'),
@@ -183,3 +188,9 @@ def test_the_plain_avalanche_script_of_the_readme() -> None:
     exec(compile(script, "README.md", "exec"), names)
     results = names["strategy"].evaluator.metrics[0].results  # type: ignore[attr-defined]
     assert set(results) == {"semseg", "depth", "normals", "edges", "reshading"}
+
+
+def test_what_composes_is_what_the_code_says() -> None:
+    """The tables of the README and of docs/composition.md are printed by the one place that knows."""
+    assert verdicts.short_table() in README
+    assert verdicts.table() in (ROOT / "docs/composition.md").read_text(encoding="utf-8")

@@ -11,36 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
 
-from fake_data import fake_dense_hdf5
 from medusa_cl.errors import ConfigError, DataError, MissingDataError, TaskError, TrainingError, WeightsError
 from medusa_cl.run import run
 from medusa_cl.strategies.references import HEAD_OF
-
-SMALL = [
-    "scenario=nyud_incremental", "scenario.augment.zooms=[1.0]", "trainer.lr_head=2e-3", "trainer.lr_backbone=1e-3",
-    "backbone.name=test_efficientnet", "backbone.pretrained=false",
-    "head_width=8", "head.mix_width=8", "trainer.base_steps=3", "trainer.max_steps=3", "trainer.batch_size=4",
-    "trainer.threads=1", "trainer.device=cpu", "tracking=off",
-]  # fmt: skip
+from small_run import SMALL, config, miniature, small
 
 
 @pytest.fixture(scope="session")
 def nyud(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature of NYUD-v2 in our format."""
-    path = tmp_path_factory.mktemp("nyud") / "NYUD_MT.h5"
-    return fake_dense_hdf5(path, {"train": 8, "test": 5}, fields=("semseg", "depth", "normals", "edges"), classes=40)
-
-
-def config(*overrides: str) -> DictConfig:
-    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
-        return compose("config", list(overrides))
-
-
-def small(nyud: Path, *overrides: str) -> DictConfig:
-    return config(*SMALL, f"scenario.root={nyud}", *overrides)
+    return miniature(tmp_path_factory.mktemp("nyud"))
 
 
 @pytest.fixture

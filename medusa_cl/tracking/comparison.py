@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from medusa_cl.tracking.console import LOOK
+from medusa_cl.tracking.console import LOOK, WIDTH
 from medusa_cl.tracking.panels import UNKNOWN, number
 
 Entry = Mapping[str, Any]
@@ -27,6 +27,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "seconds_added": ("a task more s", "{:.0f}"),
 }
 MILLIONS = ("params_total", "params_added")
+SHORTEST_NAME = 12  # letters of a member's name that are shown however many columns there are
 
 
 def study_report(report: Mapping[str, Any], folder: Path, ui_line: str | None = None) -> RenderableType:
@@ -43,20 +44,18 @@ def study_report(report: Mapping[str, Any], folder: Path, ui_line: str | None = 
 
 def gains_table(report: Mapping[str, Any], title: str) -> Table:
     """What each member gained, forgot and cost."""
-    table = _table(title, ["member", *(heading for heading, _ in COLUMNS.values())])
-    for name, entry in report["members"].items():
-        table.add_row(name, *(_measure(key, entry["aggregates"].get(key, {})) for key in COLUMNS))
-    return table
+    members = report["members"].items()
+    rows = [[name, *(_measure(key, entry["aggregates"].get(key, {})) for key in COLUMNS)] for name, entry in members]
+    return _table(title, ["member", *(heading for heading, _ in COLUMNS.values())], rows)
 
 
 def values_table(report: Mapping[str, Any]) -> Table:
     """The raw values, in the end."""
-    tasks = list(dict.fromkeys(task for entry in report["members"].values() for task in entry["values"]))
+    members = report["members"].items()
+    tasks = list(dict.fromkeys(task for _, entry in members for task in entry["values"]))
     headings = [" ".join([task, *_metric(report["primary"].get(task, {}))]) for task in tasks]
-    table = _table("Values in the end", ["member", *headings])
-    for name, entry in report["members"].items():
-        table.add_row(name, *(_value(entry["values"].get(task, {})) for task in tasks))
-    return table
+    rows = [[name, *(_value(entry["values"].get(task, {})) for task in tasks)] for name, entry in members]
+    return _table("Values in the end", ["member", *headings], rows)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -64,27 +63,29 @@ def markdown(report: Mapping[str, Any]) -> str:
     blocks = []
     for table in (gains_table(report, ""), values_table(report)):
         rows = [[str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]
-        heads = [str(column.header).replace("- ", "-").replace("\n", " ") for column in table.columns]
+        heads = [str(column.header).replace("- ", "") for column in table.columns]
         lines = [heads, ["---"] * len(heads), *rows]
         blocks.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(blocks) + "\n"
 
 
-def _table(title: str, headings: list[str]) -> Table:
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    """Every number on one line: columns are as narrow as words allow, and long names give way."""
     table = Table(title=title, **LOOK)
-    for position, heading in enumerate(headings):
-        if position:
-            table.add_column(heading, justify="right", overflow="fold", max_width=11)
-        else:
-            table.add_column(heading, no_wrap=True, max_width=28)
+    widths = [max(map(len, [*heading.split(), *cells])) for heading, *cells in zip(headings, *rows, strict=True)]
+    left = WIDTH - sum(widths[1:]) - 2 * len(headings) - 1
+    table.add_column(headings[0], no_wrap=True, max_width=max(left, SHORTEST_NAME))
+    for heading, width in zip(headings[1:], widths[1:], strict=True):
+        table.add_column(heading, justify="right", min_width=width, max_width=width)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _measure(key: str, entry: Entry) -> str:
-    scale = 1e-6 if key in MILLIONS else 1.0
-    return _spread(
-        entry, lambda value: COLUMNS[key][1].format(value * scale), lambda value: f"{abs(value) * scale:.1f}"
-    )
+    scale, form = 1e-6 if key in MILLIONS else 1.0, COLUMNS[key][1]
+    plain = form.replace("+", "")
+    return _spread(entry, lambda value: form.format(value * scale), lambda value: plain.format(value * scale))
 
 
 def _value(entry: Entry) -> str:
@@ -95,7 +96,7 @@ def _spread(entry: Entry, mean: Any, deviation: Any) -> str:
     if entry.get("mean") is None:
         return UNKNOWN
     text = str(mean(entry["mean"]))
-    spread = entry.get("deviation")
+    spread = entry.get("spread")
     return text if not spread else f"{text}±{deviation(spread)}"
 
 

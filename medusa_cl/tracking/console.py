@@ -343,6 +343,8 @@ def _whose(head: float, features: float) -> str:
 
 def _read_missing(summary: Mapping[str, Any], both: float | None) -> str:
     """The gain cannot be taken apart: say what there is, and why there is no more."""
+    if not summary["stream"]:
+        return "All tasks were learnt together, so nothing was transferred, or forgotten."
     transfer = summary["transfer"]
     why = transfer.get("why_null") or {}
     reason = next((str(why[key]) for key in ("ufl_gain", "feature_gain", "head_gain") if key in why), "")
