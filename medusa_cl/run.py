@@ -305,7 +305,9 @@ def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
 
     if not made.cfg.extend and (made.start is None or made.base_place is not None):
         place = _run_place(made.cfg, made.scenario, made.reference_key)
-        kept.write(place, {"run_dir": str(made.run_dir), "summary": summary})
+        note = kept.read(place)
+        if note is None or not (Path(note["run_dir"]) / "summary.json").is_file():  # the first of equal runs stands
+            kept.write(place, {"run_dir": str(made.run_dir), "summary": summary})
 
 
 @contextmanager
