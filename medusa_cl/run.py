@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,12 +23,29 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import hydra
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from medusa_cl import __version__, rundir
+from medusa_cl.build import (
+    MEDUSA_HEAD,
+    arrange_stream,
+    base_place,
+    check,
+    dependencies,
+    head_factories,
+    head_factory,
+    instantiate,
+    loaded_model,
+    new_model,
+    plugins_of,
+    resolve_device,
+    run_place,
+    scenario_of,
+    strategy_factory,
+    tracker_of,
+)
 from medusa_cl.configs.check import check_overrides
-from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
+from medusa_cl.errors import ConfigError, DataError, MedusaError, MissingDataError, unknown
 
 if TYPE_CHECKING:
     from medusa_cl.models.multitask import MultiTaskModel
@@ -36,15 +54,12 @@ if TYPE_CHECKING:
     from medusa_cl.start import Start
     from medusa_cl.strategies.medusa import Medusa
     from medusa_cl.strategies.references import Recipe
-    from medusa_cl.study import Member
+    from medusa_cl.study import Member, Study
     from medusa_cl.tracking import RunRecorder
 
 Values = dict[str, dict[str, float | None]]
 MODES = ("run", "study")
-SELECT = ("last", "val")  # which epoch's weights are kept; never by the test split
 MEDUSA = "medusa_cl.strategies.medusa.Medusa"
-MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
-FOR_PEOPLE = ("name", "coupled")  # keys of a configuration that are not arguments of what it makes
 # What may be set with extend=, and the groups any key of which may.
 EXTENDS = ("extend", "remove", "out", "overwrite", "references", "scenario.stream", "head", "head_width")
 EXTENDS_GROUPS = ("trainer", "tracking")
@@ -66,6 +81,10 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     try:
         if cfg.mode not in MODES:
             raise ConfigError(unknown("mode", str(cfg.mode), MODES))
+        if cfg.mode == "study" and (cfg.extend or cfg.remove):
+            raise ConfigError("mode=study learns whole streams: leave extend= and remove= out.")
+        if cfg.remove and not cfg.extend:
+            raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
         return _study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
     except MedusaError as error:
         _fail(error)
@@ -101,29 +120,37 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     from medusa_cl.tracking.console import make_console
 
     common = [o for o in overrides if re.split(r"[=.]", o.lstrip("+~"))[0] not in NOT_OF_MEMBERS]
-    _arrange(cfg)
+    arrange_stream(cfg)
     tasks = [*(cfg.scenario.base or ()), *(cfg.scenario.stream or ())] if cfg.study.leave_one_out else ()
     comparison = study.Study(study.plan(cfg.study.members, cfg.study.seeds, cfg.study.orders, tasks))
     configs = {member: _member_config(common, member) for member in comparison.planned}
+    places = _Places()
+    found = {member: places.of(chosen) for member, chosen in configs.items()}
     folder = _study_folder(cfg, common)
-    console, recorder, places = make_console(), RunRecorder(folder, _tracker(cfg)), _Places()
+    console, recorder = make_console(), RunRecorder(folder, tracker_of(cfg))
     config = OmegaConf.to_container(cfg, resolve=True)
     recorder.start(cast(Any, config), {"study": ", ".join(comparison.names), "scenario": cfg.scenario.name})
     status = "FAILED"
     try:
         for number, (member, chosen) in enumerate(configs.items(), 1):
             console.rule(f"{number}/{len(configs)} {member.label}", style="dim", align="left")
-            place = places.of(chosen)
-            note = kept.read(place)
-            outcome = study.Outcome(member, note["summary"], note["run_dir"], True) if note else None
-            comparison.outcomes.append(outcome or _computed(chosen, member, folder, recorder))
-            _write_study(comparison, recorder)
+            place = found[member]
+            note = kept.read(place) if isinstance(place, Path) else None
+            if isinstance(place, MedusaError):
+                outcome = study.Outcome(member, failure=str(place))
+            elif note is not None:
+                outcome = study.Outcome(member, note["summary"], note["run_dir"], kept=True)
+            else:
+                outcome = _computed(chosen, member, folder, recorder)
+            comparison.outcomes.append(outcome)
+            _write_study(comparison, folder)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         console.print(f"Stopped. The same command goes on: {len(comparison.outcomes)} of {len(configs)} runs are kept.")
         raise
     finally:
+        recorder.metrics(comparison.means(), 0)
         recorder.finish(status)
     console.print(study_report(comparison.report(), folder, recorder.ui_line()))
     if failures := [o for o in comparison.outcomes if o.failure]:
@@ -140,7 +167,7 @@ def _member_config(common: Sequence[str], member: Member) -> DictConfig:
     cfg = hydra.compose("config", own)
     if member.arrangement and cfg.scenario.get("order") != "joint":  # all tasks together come in no order
         cfg = hydra.compose("config", [*own, *member.arrangement])
-    _check(cfg)
+    check(cfg)
     return cfg
 
 
@@ -171,42 +198,38 @@ class _Places:
         self._scenarios: dict[str, DenseScenario] = {}
         self._weights: dict[str, str] = {}
 
-    def of(self, cfg: DictConfig) -> Path:
-        _arrange(cfg := copy.deepcopy(cfg))
+    def of(self, cfg: DictConfig) -> Path | MedusaError:
+        """Return where it is noted that this run was finished, or why it cannot be run.
+
+        Raises:
+            MissingDataError: The data is not there, for this run or any other.
+        """
+        try:
+            return self._found(cfg)
+        except MissingDataError:
+            raise
+        except MedusaError as error:
+            return error
+
+    def _found(self, cfg: DictConfig) -> Path:
+        arrange_stream(cfg := copy.deepcopy(cfg))
         data, weights = OmegaConf.to_yaml(cfg.scenario), OmegaConf.to_yaml(cfg.backbone)
         if data not in self._scenarios:
-            self._scenarios[data] = _scenario(cfg)
+            self._scenarios[data] = scenario_of(cfg)
         if weights not in self._weights:
             self._weights[weights] = instantiate(cfg.backbone).weights_hash()
         scenario, device = self._scenarios[data], resolve_device(cfg.trainer.device)
-        return _run_place(cfg, scenario, _reference_key(cfg, device, scenario, self._weights[weights]))
+        return run_place(cfg, scenario, dependencies(cfg, device, scenario, self._weights[weights]))
 
 
-def _run_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path:
-    """Return where it is noted that this run was finished."""
-    from medusa_cl import kept
-
-    parts = {part: _unnamed(cfg[part]) for part in ("strategy", "head")}
-    plugins = OmegaConf.to_container(cfg.plugins, resolve=True)
-    tasks = [task.describe() for task in scenario.tasks.values()]
-    own = {**parts, "plugins": plugins, "groups": scenario.groups, "tasks": tasks, "base": cfg.base or "auto"}
-    return kept.place("run", {**key, **own})
-
-
-def _write_study(comparison: Any, recorder: RunRecorder) -> None:
-    """Write what is known so far: study.json, and each member's aggregates as metrics."""
+def _write_study(comparison: Study, folder: Path) -> None:
+    """Write what is known so far: study.json and study.md."""
     from medusa_cl.tracking.comparison import markdown
 
     report = comparison.report()
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    (recorder.run_dir / "study.json").write_text(text + "\n", encoding="utf-8")
-    (recorder.run_dir / "study.md").write_text(markdown(report), encoding="utf-8")
-    values = {
-        f"{measure}/{name}": entry["mean"]
-        for name, member in report["members"].items()
-        for measure, entry in member["aggregates"].items()
-    }
-    recorder.metrics(values, 0)
+    (folder / "study.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "study.md").write_text(markdown(report), encoding="utf-8")
 
 
 def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -275,8 +298,8 @@ def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
             start = from_base(cfg.base)
         device = resolve_device(cfg.trainer.device)
         torch.set_num_threads(int(cfg.trainer.threads))
-        _check(cfg, start)
-        _arrange(cfg)
+        check(cfg, start)
+        arrange_stream(cfg)
         with rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg)) as run_dir:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
@@ -304,7 +327,7 @@ def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
     from medusa_cl import kept
 
     if not made.cfg.extend and (made.start is None or made.base_place is not None):
-        place = _run_place(made.cfg, made.scenario, made.reference_key)
+        place = run_place(made.cfg, made.scenario, made.reference_key)
         note = kept.read(place)
         if note is None or not (Path(note["run_dir"]) / "summary.json").is_file():  # the first of equal runs stands
             kept.write(place, {"run_dir": str(made.run_dir), "summary": summary})
@@ -331,82 +354,6 @@ def _closing(made: Run) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- checks and names
-
-
-def resolve_device(name: str) -> str:
-    """Return the torch device meant; auto is CUDA where there is one.
-
-    Raises:
-        ConfigError: A CUDA device is asked for and there is none.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if str(name).split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(unknown("trainer.device", str(name), ("auto", "cpu", "cuda")))
-    if str(name).startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"trainer.device={name}, but torch finds no CUDA device. Use trainer.device=auto or cpu.")
-    return str(name)
-
-
-def _check(cfg: DictConfig, start: Start | None = None) -> None:
-    """Check what costs nothing to check, before anything slow."""
-    from medusa_cl.models.multitask import PRECISIONS
-    from medusa_cl.strategies.plugins import LRSchedule
-    from medusa_cl.strategies.references import check_names
-
-    trainer = cfg.trainer
-    for key, least in {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1}.items():
-        if trainer[key] is not None and trainer[key] < least:
-            raise ConfigError(f"Expected trainer.{key} of at least {least}, but got {trainer[key]}.")
-    if trainer.select not in SELECT:
-        raise ConfigError(unknown("trainer.select", str(trainer.select), SELECT))
-    if str(trainer.precision) not in PRECISIONS:
-        raise ConfigError(unknown("trainer.precision", str(trainer.precision), PRECISIONS))
-    if not isinstance(cfg.references, str):
-        check_names(cfg.references)
-    elif cfg.references not in ("auto", "none"):
-        raise ConfigError(f'Expected references=auto, none or a list of names, but got "{cfg.references}".')
-    LRSchedule(trainer.schedule)
-    _check_strategy(cfg, start)
-
-
-def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
-    """Check that strategy, plugins, backbone and head go together."""
-    from medusa_cl.models.backbone import Backbone
-    from medusa_cl.strategies import compose
-    from medusa_cl.strategies.medusa import MedusaPlugin
-
-    keys = ("freeze", "stages", "freeze_from", "freeze_old_heads", "cache_features")
-    freeze = MedusaPlugin(**{key: cfg.strategy[key] for key in keys if key in cfg.strategy})
-    plugins = _plugins(cfg)
-    compose.check(plugins, shared_trainable=freeze.shared_trainable, old_trainable=freeze.old_trainable)
-    if start is not None:
-        compose.follow_loaded(plugins, changed_since=start.experiences > 1 and freeze.shared_trainable)
-    small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
-    if freeze.freeze == "stages":
-        small.freeze_stages(freeze.stages)
-    _head(cfg.head)(small.channels, {"task": 1} if cfg.head.get("coupled") else 1)
-    if cfg.head.get("coupled") and cfg.scenario.get("stream") and cfg.scenario.get("order") != "joint":
-        raise ConfigError(
-            f"head={cfg.head.name} decodes all tasks together, so it cannot be given one task after the other. "
-            f"Learn them all at once: strategy={cfg.head.name}."
-        )
-
-
-def _arrange(cfg: DictConfig) -> None:
-    """Say in the configuration what will be learnt when, where its options decide that."""
-    from medusa_cl.scenarios.dense import arrange
-
-    scenario, trainer = cfg.scenario, cfg.trainer
-    options = {key: scenario[key] for key in ("order", "held_out", "seed") if key in scenario}
-    base, stream = scenario.get("base"), scenario.get("stream")
-    if not options or base is None or stream is None:
-        return
-    scenario.base, scenario.stream = arrange(base, stream, **options)
-    if options.get("order") == "joint" and trainer.max_steps:  # as many steps as the stream would have had
-        trainer.base_steps = (trainer.base_steps or trainer.max_steps) + len(stream) * trainer.max_steps
 
 
 def _extended(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Start]:
@@ -441,35 +388,6 @@ def _check_extension(overrides: Sequence[str]) -> None:
             )
 
 
-def instantiate(config: Any, **options: Any) -> Any:
-    """Make what a configuration describes; Hydra would hide our errors, and their exit status, in one of its own.
-
-    Raises:
-        MedusaError: Whatever what is made raises.
-    """
-    try:
-        return hydra.utils.instantiate(config, **options)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, MedusaError):
-            raise error.__cause__ from error.__cause__.__cause__
-        raise
-
-
-def _unnamed(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration without what is for people."""
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items() if key not in FOR_PEOPLE}
-
-
-def _head(config: DictConfig | Mapping[str, Any]) -> Any:
-    return instantiate(_unnamed(config) if isinstance(config, DictConfig) else dict(config))
-
-
-def _plugins(cfg: DictConfig) -> list[Any]:
-    return [instantiate(plugin) for plugin in cfg.plugins.values()]
-
-
 def _stem(cfg: DictConfig) -> str:
     job = OmegaConf.select(cast(Any, HydraConfig.get()), "job.num") if HydraConfig.initialized() else None
     number = "" if job is None else f"-j{job}"
@@ -493,7 +411,7 @@ def _set_up(
     on = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {cfg.trainer.threads} threads"
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
     with timed(stages, "data"):
-        scenario = _scenario(cfg, console)
+        scenario = scenario_of(cfg, console)
     _tell_data(scenario, console)
     if cfg.trainer.select == "val" and "val" not in scenario.data:
         raise ConfigError(
@@ -501,13 +419,13 @@ def _set_up(
             f"{'scenario.val_fraction=0.1' if 'val_fraction' in cfg.scenario else 'scenario.val_size=20'}, "
             "or trainer.select=last."
         )
-    model = _new_model(cfg) if start is None else _loaded(cfg, start, scenario)
+    model = new_model(cfg) if start is None else loaded_model(cfg, start, scenario)
     weights_hash = (start and start.weights_hash) or model.backbone.weights_hash()
-    key = _reference_key(cfg, device, scenario, weights_hash)
-    place = _base_place(cfg, scenario, key) if start is None and cfg.base == "auto" else None
+    key = dependencies(cfg, device, scenario, weights_hash)
+    place = base_place(cfg, scenario, key) if start is None and cfg.base == "auto" else None
     if place is not None and (start := from_kept(place)) is not None:
         console.print(f"base: {start.said}")
-        model = _loaded(cfg, start, scenario)
+        model = loaded_model(cfg, start, scenario)
     bars = Progress(functools.partial(progress, console=console))
     made = Run(
         cfg=cfg,
@@ -517,8 +435,8 @@ def _set_up(
         base_place=place,
         scenario=scenario,
         model=model,
-        make_strategy=_strategy_factory(cfg, device, scenario, bars),
-        recorder=RunRecorder(run_dir, _tracker(cfg)),
+        make_strategy=strategy_factory(cfg, device, scenario, bars),
+        recorder=RunRecorder(run_dir, tracker_of(cfg)),
         console=console,
         bars=bars,
         weights_hash=weights_hash,
@@ -528,43 +446,6 @@ def _set_up(
     if cfg.trainer.processes > 1 and _reference_names(made):
         made.beside = _learn_references_beside(made)
     return made
-
-
-def _new_model(cfg: DictConfig) -> MultiTaskModel:
-    from medusa_cl.models.coupled import CoupledModel
-    from medusa_cl.models.multitask import MultiTaskModel
-
-    kind = CoupledModel if cfg.head.get("coupled") else MultiTaskModel
-    return kind(instantiate(cfg.backbone), _head(cfg.head), str(cfg.trainer.precision))
-
-
-def _loaded(cfg: DictConfig, start: Start, scenario: DenseScenario) -> MultiTaskModel:
-    from medusa_cl.checkpoint import load_model
-
-    model = load_model(start.model, scenario.tasks, _head(cfg.head))
-    model.precision = str(cfg.trainer.precision)
-    for task in start.removed:
-        model.remove_head(task)
-    start.check(model, scenario, cfg.backbone.name)
-    return model
-
-
-def _base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path | None:
-    """Return where it is noted who has learnt this base; None where something may look at how it is learnt."""
-    from medusa_cl import kept
-    from medusa_cl.strategies import compose
-
-    if not all(compose.idle_at_first(plugin) for plugin in _plugins(cfg)):
-        return None
-    strategy = {"freeze_from": 1, **_unnamed(cfg.strategy)}
-    later = ["freeze_old_heads", "cache_features"]  # act from experience 1 on
-    later += ["freeze", "stages"] if strategy["freeze_from"] else []
-    own = {
-        "tasks": [scenario.tasks[name].describe() for name in scenario.base],
-        "head": _unnamed(cfg.head),
-        "strategy": {key: value for key, value in strategy.items() if key not in later},
-    }
-    return kept.place("base", {**key, **own})
 
 
 def _facts(cfg: DictConfig, start: Start | None) -> dict[str, Any]:
@@ -587,16 +468,6 @@ def _facts(cfg: DictConfig, start: Start | None) -> dict[str, Any]:
     }
 
 
-def _scenario(cfg: DictConfig, console: Any = None) -> DenseScenario:
-    """Make the scenario; one that makes, fetches or reads through its data shows how far it is."""
-    from medusa_cl.tracking.console import bars
-
-    ours = str(cfg.scenario["_target_"]).startswith("medusa_cl.")
-    with bars(console) as advance:
-        made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if ours and console else {}))
-    return made
-
-
 def _tell_data(scenario: DenseScenario, console: Any) -> None:
     if scenario.about:
         console.print(f"data: {scenario.about}", markup=False)
@@ -604,46 +475,6 @@ def _tell_data(scenario: DenseScenario, console: Any) -> None:
         console.print(f"{len(faults)} {split} images are left out:", markup=False)
         for image, fault in faults.items():
             console.print(f"  {image}: {fault}", markup=False)
-
-
-def _tracker(cfg: DictConfig) -> Any:
-    if not cfg.tracking.enabled:
-        return None
-    from medusa_cl.tracking.mlflow import MLflowTracker
-
-    parent = cfg.tracking.get("parent")
-    return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=rundir.RUNS, parent_run_id=parent)
-
-
-def _strategy_factory(
-    cfg: DictConfig, device: str, scenario: DenseScenario, bars: Any = None, of: Callable[..., Medusa] | None = None
-) -> Callable[..., Medusa]:
-    """Return `(model, **options) -> Medusa` with the run's trainer options; `of` makes another than its strategy."""
-    import torch
-
-    from medusa_cl.strategies.plugins import GradientClipping, LRSchedule, ValSelection
-
-    trainer = cfg.trainer
-    keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
-    common = {
-        "optimizer": functools.partial(torch.optim.Adam, weight_decay=trainer.weight_decay, fused=True),
-        **{key: trainer[key] for key in keys},
-        "seed": cfg.seed,
-        "device": device,
-    }
-
-    def make(model: MultiTaskModel, *, plugins: Sequence[Any] = (), **options: Any) -> Medusa:
-        if trainer.channels_last:
-            model.use_channels_last()
-        own: list[Any] = [LRSchedule(trainer.schedule)]
-        selection = [ValSelection(scenario.data["val"])] if trainer.select == "val" else []
-        clip = [GradientClipping(trainer.clip)] if trainer.clip else []
-        shown = [bars] if bars is not None else []
-        kind = of or instantiate(_unnamed(cfg.strategy))
-        made: Medusa = kind(model=model, plugins=[*selection, *plugins, *own, *clip, *shown], **(common | options))
-        return made
-
-    return make
 
 
 # ---------------------------------------------------------------- learning
@@ -661,7 +492,7 @@ def _learn(made: Run) -> None:
     for split, digest in scenario.content_hash.items():
         recorder.dataset(f"{scenario.name}-{split}", digest, str(getattr(scenario.data[split], "path", split)))
     evaluator = dense_evaluator([TrackerLogger(recorder)])
-    strategy = made.make_strategy(made.model, plugins=_plugins(cfg), evaluator=evaluator)
+    strategy = made.make_strategy(made.model, plugins=plugins_of(cfg), evaluator=evaluator)
     made.frozen = not strategy.medusa.shared_trainable
     start, row = made.start, functools.partial(_record, made)
     experiences, rows = (0, ()) if start is None else (start.experiences, start.rows)
@@ -669,6 +500,8 @@ def _learn(made: Run) -> None:
     made.stages |= made.seconds
     if start is not None and start.experiences == len(scenario.groups):
         _record(made, made.matrix.last, made.matrix, {})  # nothing was learnt, so nothing was recorded yet
+    if cfg.extend and (base := Path(cfg.extend) / rundir.BASE).is_dir():
+        shutil.copytree(base, made.run_dir / rundir.BASE, dirs_exist_ok=True)
 
 
 def _tags(made: Run) -> dict[str, Any]:
@@ -748,48 +581,13 @@ def _recipe(cfg: DictConfig, device: str, scenario: DenseScenario, key: Mapping[
     return Recipe(
         scenario=scenario,
         backbone=functools.partial(instantiate, cfg.backbone),
-        heads={name: _head(head) for name, head in heads.items()},
-        strategy=_strategy_factory(cfg, device, scenario, bars, of=Medusa),
+        heads={name: head_factory(head) for name, head in heads.items()},
+        strategy=strategy_factory(cfg, device, scenario, bars, of=Medusa),
         precision=str(cfg.trainer.precision),
         key=key,
         head_keys=heads,
         cache=rundir.RUNS / ".cache",
     )
-
-
-def head_factories(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """Return the heads of references: plain, the run's own, a Medusa head, and its ungated control of equal parameters.
-
-    Where the run's own head is a Medusa head, the Medusa head and the control are like it.
-    """
-    own = _named_head("plain", cfg.head_width) if cfg.head.get("coupled") else _unnamed(cfg.head)
-    medusa = own if own["_target_"] == MEDUSA_HEAD else _named_head("medusa_light", cfg.head_width)
-    control = medusa | {"_target_": "medusa_cl.models.heads.ControlHead"}
-    return {"plain": _named_head("plain", cfg.head_width), "medusa": medusa, "control": control, "own": own}
-
-
-def _named_head(name: str, width: int | None) -> dict[str, Any]:
-    file = OmegaConf.load(Path(__file__).parent / "configs" / "head" / f"{name}.yaml")
-    whole = OmegaConf.create({"head_width": width, "head": file})
-    return _unnamed(whole.head)
-
-
-def _reference_key(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> dict[str, Any]:
-    """Return all that references depend on, besides their tasks and heads."""
-    from medusa_cl.summary import code_hash, packages
-
-    trainer = _unnamed(cfg.trainer)
-    return {
-        "data": scenario.content_hash,
-        "written": [getattr(source, "written", "") for source in scenario.data.values()],
-        "sizes": [source.image_size for source in scenario.data.values()],
-        "augmentation": str(scenario.augmentation),
-        "weights": weights_hash,
-        "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},
-        "seed": cfg.seed,
-        "device": device,
-        "code": [__version__, code_hash(), packages()],
-    }
 
 
 def _learn_references_beside(made: Run) -> Any:
@@ -809,7 +607,7 @@ def _references_beside(config: Any, device: str, key: Mapping[str, Any], names: 
 
     cfg = OmegaConf.create(config)
     torch.set_num_threads(int(cfg.trainer.threads))
-    reference_values(_recipe(cfg, device, _scenario(cfg), key), names)
+    reference_values(_recipe(cfg, device, scenario_of(cfg), key), names)
 
 
 def _references(made: Run) -> Values:

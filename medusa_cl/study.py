@@ -137,6 +137,11 @@ class Study:
             "failures": {o.member.label: o.failure for o in self.outcomes if o.failure},
         }
 
+    def means(self) -> dict[str, float | None]:
+        """Return each member's means, as "measure/member"."""
+        members = self.report()["members"]
+        return {f"{key}/{name}": e["mean"] for name, m in members.items() for key, e in m["aggregates"].items()}
+
     def _done(self) -> list[Any]:  # outcomes that have a summary
         return [outcome for outcome in self.outcomes if outcome.summary is not None]
 

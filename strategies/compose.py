@@ -183,6 +183,12 @@ def _without_a_counterpart() -> Iterable[Verdict]:
     yield from _refused("ObjectDetectionTemplate", why=boxes, instead="Naive(plugins=[MedusaPlugin()])")
 
 
+MENDS = {
+    "SynapticIntelligencePlugin": "mend_synaptic",
+    "MASPlugin": "mend_aware",
+    "AGEMPlugin": "mend_projection",
+    "GEMPlugin": "mend_projection",
+}
 FROM_THE_LAST = ("ReplayPlugin", "AGEMPlugin", "GEMPlugin", "DenseLwF", "FeatureDistillation")
 VERDICTS: Mapping[str, Verdict] = {verdict.name: verdict for verdict in _all()}
 
@@ -223,11 +229,11 @@ def check(plugins: Iterable[Any], *, shared_trainable: bool, old_trainable: bool
 
 
 def _mend(plugin: Any, verdict: Verdict) -> None:
-    synaptic = verdict.name == "SynapticIntelligencePlugin"
-    if synaptic or verdict.projects:
+    mend = MENDS.get(verdict.name)
+    if mend is not None:
         from medusa_cl.strategies import upstream  # brings torch, which the verdicts can do without
 
-        (upstream.mend_synaptic if synaptic else upstream.mend_projection)(plugin)
+        getattr(upstream, mend)(plugin)
 
 
 def check_strategy(strategy: Any) -> None:

@@ -45,6 +45,21 @@ def mend_projection(kind: Any) -> None:
 
 
 @_once
+def mend_aware(kind: Any) -> None:
+    """Let `MASPlugin` look at a network without changing it: upstream moves its batch statistics on the way."""
+    find = kind._get_importance
+
+    def found(self: Any, strategy: Any) -> Any:
+        kept = {name: buffer.clone() for name, buffer in strategy.model.named_buffers()}
+        importance = find(self, strategy)
+        for name, buffer in strategy.model.named_buffers():
+            buffer.copy_(kept[name])
+        return importance
+
+    kind._get_importance = found
+
+
+@_once
 def mend_synaptic(kind: Any) -> None:
     """Let `SynapticIntelligencePlugin` find importances, from 0 up to its bound, without delay.
 

@@ -14,11 +14,11 @@ from fake_data import fake_dense_hdf5
 from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
+from medusa_cl.build import instantiate
 from medusa_cl.configs.check import check_overrides, groups
 from medusa_cl.data.loader import Augmentation, as_augmentation
 from medusa_cl.errors import ConfigError, MissingDataError, TaskError
 from medusa_cl.models import Backbone, MultiTaskModel
-from medusa_cl.run import instantiate
 
 GROUPS = groups()
 TRAINER = {

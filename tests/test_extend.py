@@ -269,12 +269,11 @@ def plugins(name: str) -> list[Any]:
     return [instantiate(plugin) for plugin in config(f"plugins=[{name}]").plugins.values()]
 
 
-MOVES = pytest.mark.xfail(strict=True, reason="MAS finds its importances in training mode, which moves the statistics")
 IDLE = [name for name in NAMES if all(map(compose.idle_at_first, plugins(name)))]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MOVES if name == "mas" else ()) for name in IDLE])
+@pytest.mark.parametrize("name", IDLE)
 def test_plugins_that_share_a_base_do_nothing_to_it(
     name: str, tiny_model: Callable[..., MultiTaskModel], tiny_scenario: DenseScenario
 ) -> None:

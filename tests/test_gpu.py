@@ -76,7 +76,7 @@ def assert_near(there: Tensor, here: Tensor, share: float = 1e-3) -> None:
 
 
 def test_auto_is_the_cuda_device() -> None:
-    from medusa_cl.run import resolve_device
+    from medusa_cl.build import resolve_device
 
     assert resolve_device("auto") == "cuda"
 

@@ -19,8 +19,8 @@ WALLS = {
     "avalanche": ("strategies/", "scenarios/"),
     "mlflow": ("medusa_cl/tracking/",),
     "timm": ("medusa_cl/models/backbone.py",),
-    "hydra": ("medusa_cl/run.py", "configs/"),
-    "omegaconf": ("medusa_cl/run.py", "configs/"),
+    "hydra": ("medusa_cl/run.py", "medusa_cl/build.py", "configs/"),
+    "omegaconf": ("medusa_cl/run.py", "medusa_cl/build.py", "configs/"),
 }
 
 

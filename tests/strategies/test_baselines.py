@@ -16,12 +16,12 @@ from avalanche.training.supervised import Naive
 from hydra import compose, initialize_config_module
 from torch import Tensor
 
+from medusa_cl.build import arrange_stream
 from medusa_cl.data.loader import Augmentation, unit_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError
 from medusa_cl.models import MedusaHead, MultiTaskModel
 from medusa_cl.models.heads import LinearHead
-from medusa_cl.run import _arrange
 from medusa_cl.scenarios.dense import DenseScenario, arrange, dense_scenario
 from medusa_cl.strategies.baselines import Adapters, Cumulative, SingleTask
 from medusa_cl.strategies.evaluation import dense_evaluator
@@ -479,6 +479,6 @@ def test_joint_takes_as_many_steps_as_its_stream() -> None:
     tasks = [*cfg.scenario.base, *cfg.scenario.stream]
     steps = 40 + 10 * len(cfg.scenario.stream)
     assert steps > 40
-    _arrange(cfg)
+    arrange_stream(cfg)
     assert (list(cfg.scenario.base), list(cfg.scenario.stream)) == (tasks, [])
     assert cfg.trainer.base_steps == steps

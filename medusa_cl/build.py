@@ -1,0 +1,265 @@
+"""What a configuration makes: scenario, model, heads, strategy, and what can be checked before any of it is made."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from medusa_cl import __version__, kept, rundir
+from medusa_cl.errors import ConfigError, MedusaError, unknown
+
+if TYPE_CHECKING:
+    from medusa_cl.models.multitask import MultiTaskModel
+    from medusa_cl.scenarios.dense import DenseScenario
+    from medusa_cl.start import Start
+    from medusa_cl.strategies.medusa import Medusa
+
+SELECT = ("last", "val")  # which epoch's weights are kept; never by the test split
+MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
+FOR_PEOPLE = ("name", "coupled")  # keys of a configuration that are not arguments of what it makes
+
+
+def check(cfg: DictConfig, start: Start | None = None) -> None:
+    """Check what costs nothing to check, before anything slow."""
+    from medusa_cl.models.multitask import PRECISIONS
+    from medusa_cl.strategies.plugins import LRSchedule
+    from medusa_cl.strategies.references import check_names
+
+    trainer = cfg.trainer
+    for key, least in {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1}.items():
+        if trainer[key] is not None and trainer[key] < least:
+            raise ConfigError(f"Expected trainer.{key} of at least {least}, but got {trainer[key]}.")
+    if trainer.select not in SELECT:
+        raise ConfigError(unknown("trainer.select", str(trainer.select), SELECT))
+    if str(trainer.precision) not in PRECISIONS:
+        raise ConfigError(unknown("trainer.precision", str(trainer.precision), PRECISIONS))
+    if not isinstance(cfg.references, str):
+        check_names(cfg.references)
+    elif cfg.references not in ("auto", "none"):
+        raise ConfigError(f'Expected references=auto, none or a list of names, but got "{cfg.references}".')
+    LRSchedule(trainer.schedule)
+    _check_strategy(cfg, start)
+
+
+def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
+    """Check that strategy, plugins, backbone and head go together."""
+    from medusa_cl.models.backbone import Backbone
+    from medusa_cl.strategies import compose
+    from medusa_cl.strategies.medusa import MedusaPlugin
+
+    keys = ("freeze", "stages", "freeze_from", "freeze_old_heads", "cache_features")
+    freeze = MedusaPlugin(**{key: cfg.strategy[key] for key in keys if key in cfg.strategy})
+    plugins = plugins_of(cfg)
+    compose.check(plugins, shared_trainable=freeze.shared_trainable, old_trainable=freeze.old_trainable)
+    if start is not None:
+        compose.follow_loaded(plugins, changed_since=start.experiences > 1 and freeze.shared_trainable)
+    small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
+    if freeze.freeze == "stages":
+        small.freeze_stages(freeze.stages)
+    head_factory(cfg.head)(small.channels, {"task": 1} if cfg.head.get("coupled") else 1)
+    if cfg.head.get("coupled") and cfg.scenario.get("stream") and cfg.scenario.get("order") != "joint":
+        raise ConfigError(
+            f"head={cfg.head.name} decodes all tasks together, so it cannot be given one task after the other. "
+            f"Learn them all at once: strategy={cfg.head.name}."
+        )
+
+
+def arrange_stream(cfg: DictConfig) -> None:
+    """Say in the configuration what will be learnt when, where its options decide that."""
+    from medusa_cl.scenarios.dense import arrange
+
+    scenario, trainer = cfg.scenario, cfg.trainer
+    options = {key: scenario[key] for key in ("order", "held_out", "seed") if key in scenario}
+    base, stream = scenario.get("base"), scenario.get("stream")
+    if not options or base is None or stream is None:
+        return
+    scenario.base, scenario.stream = arrange(base, stream, **options)
+    if options.get("order") == "joint" and trainer.max_steps:  # as many steps as the stream would have had
+        trainer.base_steps = (trainer.base_steps or trainer.max_steps) + len(stream) * trainer.max_steps
+
+
+def resolve_device(name: str) -> str:
+    """Return the torch device meant; auto is CUDA where there is one.
+
+    Raises:
+        ConfigError: A CUDA device is asked for and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if str(name).split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(unknown("trainer.device", str(name), ("auto", "cpu", "cuda")))
+    if str(name).startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.device={name}, but torch finds no CUDA device. Use trainer.device=auto or cpu.")
+    return str(name)
+
+
+def instantiate(config: Any, **options: Any) -> Any:
+    """Make what a configuration describes; Hydra would hide our errors, and their exit status, in one of its own.
+
+    Raises:
+        MedusaError: Whatever what is made raises.
+    """
+    try:
+        return hydra.utils.instantiate(config, **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MedusaError):
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration without what is for people."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key not in FOR_PEOPLE}
+
+
+def head_factory(config: DictConfig | Mapping[str, Any]) -> Any:
+    """Return what makes the heads."""
+    return instantiate(plain(config) if isinstance(config, DictConfig) else dict(config))
+
+
+def plugins_of(cfg: DictConfig) -> list[Any]:
+    """Make the plugins to compose with."""
+    return [instantiate(plugin) for plugin in cfg.plugins.values()]
+
+
+def scenario_of(cfg: DictConfig, console: Any = None) -> DenseScenario:
+    """Make the scenario; one that makes, fetches or reads through its data shows how far it is."""
+    from medusa_cl.tracking.console import bars
+
+    ours = str(cfg.scenario["_target_"]).startswith("medusa_cl.")
+    with bars(console) as advance:
+        made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if ours and console else {}))
+    return made
+
+
+def tracker_of(cfg: DictConfig) -> Any:
+    """Return where to record besides the run directory, or None."""
+    if not cfg.tracking.enabled:
+        return None
+    from medusa_cl.tracking.mlflow import MLflowTracker
+
+    parent = cfg.tracking.get("parent")
+    return MLflowTracker(cfg.scenario.name, uri=cfg.tracking.uri, runs=rundir.RUNS, parent_run_id=parent)
+
+
+def new_model(cfg: DictConfig) -> MultiTaskModel:
+    """Make the model that nothing has been learnt with."""
+    from medusa_cl.models.coupled import CoupledModel
+    from medusa_cl.models.multitask import MultiTaskModel
+
+    kind = CoupledModel if cfg.head.get("coupled") else MultiTaskModel
+    return kind(instantiate(cfg.backbone), head_factory(cfg.head), str(cfg.trainer.precision))
+
+
+def loaded_model(cfg: DictConfig, start: Start, scenario: DenseScenario) -> MultiTaskModel:
+    """Load what a run starts with."""
+    from medusa_cl.checkpoint import load_model
+
+    model = load_model(start.model, scenario.tasks, head_factory(cfg.head))
+    model.precision = str(cfg.trainer.precision)
+    for task in start.removed:
+        model.remove_head(task)
+    start.check(model, scenario, cfg.backbone.name)
+    return model
+
+
+def strategy_factory(
+    cfg: DictConfig, device: str, scenario: DenseScenario, bars: Any = None, of: Callable[..., Medusa] | None = None
+) -> Callable[..., Medusa]:
+    """Return `(model, **options) -> Medusa` with the run's trainer options; `of` makes another than its strategy."""
+    import torch
+
+    from medusa_cl.strategies.plugins import GradientClipping, LRSchedule, ValSelection
+
+    trainer = cfg.trainer
+    keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
+    common = {
+        "optimizer": functools.partial(torch.optim.Adam, weight_decay=trainer.weight_decay, fused=True),
+        **{key: trainer[key] for key in keys},
+        "seed": cfg.seed,
+        "device": device,
+    }
+
+    def make(model: MultiTaskModel, *, plugins: Sequence[Any] = (), **options: Any) -> Medusa:
+        if trainer.channels_last:
+            model.use_channels_last()
+        own: list[Any] = [LRSchedule(trainer.schedule)]
+        selection = [ValSelection(scenario.data["val"])] if trainer.select == "val" else []
+        clip = [GradientClipping(trainer.clip)] if trainer.clip else []
+        shown = [bars] if bars is not None else []
+        kind = of or instantiate(plain(cfg.strategy))
+        made: Medusa = kind(model=model, plugins=[*selection, *plugins, *own, *clip, *shown], **(common | options))
+        return made
+
+    return make
+
+
+def head_factories(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Return the heads of references: plain, the run's own, a Medusa head, and its ungated control of equal parameters.
+
+    Where the run's own head is a Medusa head, the Medusa head and the control are like it.
+    """
+    own = _named_head("plain", cfg.head_width) if cfg.head.get("coupled") else plain(cfg.head)
+    medusa = own if own["_target_"] == MEDUSA_HEAD else _named_head("medusa_light", cfg.head_width)
+    control = medusa | {"_target_": "medusa_cl.models.heads.ControlHead"}
+    return {"plain": _named_head("plain", cfg.head_width), "medusa": medusa, "control": control, "own": own}
+
+
+def _named_head(name: str, width: int | None) -> dict[str, Any]:
+    file = OmegaConf.load(Path(__file__).parent / "configs" / "head" / f"{name}.yaml")
+    whole = OmegaConf.create({"head_width": width, "head": file})
+    return plain(whole.head)
+
+
+def dependencies(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> dict[str, Any]:
+    """Return all that references depend on, besides their tasks and heads."""
+    from medusa_cl.summary import code_hash, packages
+
+    trainer = plain(cfg.trainer)
+    return {
+        "data": scenario.content_hash,
+        "written": [getattr(source, "written", "") for source in scenario.data.values()],
+        "sizes": [source.image_size for source in scenario.data.values()],
+        "augmentation": str(scenario.augmentation),
+        "weights": weights_hash,
+        "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},
+        "seed": cfg.seed,
+        "device": device,
+        "code": [__version__, code_hash(), packages()],
+    }
+
+
+def base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path | None:
+    """Return where it is noted who has learnt this base; None where something may look at how it is learnt."""
+    from medusa_cl.strategies import compose
+
+    if not all(compose.idle_at_first(plugin) for plugin in plugins_of(cfg)):
+        return None
+    strategy = {"freeze_from": 1, **plain(cfg.strategy)}
+    later = ["freeze_old_heads", "cache_features"]  # act from experience 1 on
+    later += ["freeze", "stages"] if strategy["freeze_from"] else []
+    own = {
+        "tasks": [scenario.tasks[name].describe() for name in scenario.base],
+        "head": plain(cfg.head),
+        "strategy": {key: value for key, value in strategy.items() if key not in later},
+    }
+    return kept.place("base", {**key, **own})
+
+
+def run_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path:
+    """Return where it is noted that this run was finished."""
+    parts = {part: plain(cfg[part]) for part in ("strategy", "head")}
+    plugins = OmegaConf.to_container(cfg.plugins, resolve=True)
+    tasks = [task.describe() for task in scenario.tasks.values()]
+    own = {**parts, "plugins": plugins, "groups": scenario.groups, "tasks": tasks, "base": cfg.base or "auto"}
+    return kept.place("run", {**key, **own})
