@@ -394,7 +394,7 @@ def timed_rows(work: Work, backbone: str, rounds: int) -> dict[str, dict[str, An
     taken: dict[str, list[dict[str, float]]] = {model: [] for model in rows}
     for _ in range(rounds):
         for model, row in rows.items():
-            if sum(sum(seconds.values()) for seconds in taken[model]) <= BUDGET:
+            if model == AGAINST or sum(sum(seconds.values()) for seconds in taken[model]) <= BUDGET:
                 taken[model].append(row.seconds())
     return {
         model: {f"{kind}_ms": 1000 * min(seconds[kind] for seconds in found) for kind in found[0]}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra.utils
 from hydra.errors import InstantiationException
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 SELECT = ("last", "val")  # which epoch's weights are kept; never by the test split
 MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
-FOR_PEOPLE = ("name", "coupled")  # keys of a configuration that are not arguments of what it makes
+FOR_PEOPLE = ("name", "coupled", "together")  # keys of a configuration that are not arguments of what it makes
+# Strategies whose nets start from the backbone as it comes.
+AS_IT_COMES = ("medusa_cl.strategies.baselines.SingleTask",)
 
 
 def check(cfg: DictConfig, start: Start | None = None) -> None:
@@ -33,8 +36,9 @@ def check(cfg: DictConfig, start: Start | None = None) -> None:
 
     trainer = cfg.trainer
     for key, least in {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1}.items():
-        if trainer[key] is not None and trainer[key] < least:
-            raise ConfigError(f"Expected trainer.{key} of at least {least}, but got {trainer[key]}.")
+        value = trainer[key]
+        if value is not None and not (isinstance(value, int) and value >= least):
+            raise ConfigError(f"Expected a whole number of at least {least} for trainer.{key}, but got {value}.")
     if trainer.select not in SELECT:
         raise ConfigError(unknown("trainer.select", str(trainer.select), SELECT))
     if str(trainer.precision) not in PRECISIONS:
@@ -59,11 +63,39 @@ def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
     compose.check(plugins, shared_trainable=freeze.shared_trainable, old_trainable=freeze.old_trainable)
     if start is not None:
         compose.follow_loaded(plugins, changed_since=start.experiences > 1 and freeze.shared_trainable)
+        _check_start(cfg, start)
     small = Backbone.create(cfg.backbone.name, pretrained=False)  # knows whether the name and its strides will do
     if freeze.freeze == "stages":
         small.freeze_stages(freeze.stages)
     head_factory(cfg.head)(small.channels, {"task": 1} if cfg.head.get("coupled") else 1)
-    if cfg.head.get("coupled") and cfg.scenario.get("stream") and cfg.scenario.get("order") != "joint":
+    _check_together(cfg)
+
+
+def _check_start(cfg: DictConfig, start: Start) -> None:
+    comes = cfg.strategy["_target_"] in AS_IT_COMES or cfg.strategy.get("freeze_from") == 0
+    if comes and start.experiences == 1:
+        raise ConfigError(
+            f"strategy={cfg.strategy.name} uses the backbone as it comes, and base={cfg.base} has trained it. "
+            "Leave base= out."
+        )
+
+
+def begins_alike(cfg: DictConfig, other: DictConfig) -> bool:
+    """Return whether a run learns the base tasks as another does, so that it may start from what that one learnt."""
+    comes = cfg.strategy["_target_"] in AS_IT_COMES or cfg.strategy.get("freeze_from") == 0
+    together = cfg.scenario.get("order") == "joint"
+    return not comes and not together and cfg.head == other.head and cfg.backbone == other.backbone
+
+
+def _check_together(cfg: DictConfig) -> None:
+    """Check that what learns all tasks together is given them so."""
+    name, together = cfg.strategy.name, cfg.strategy.get("together", False)
+    order, coupled = cfg.scenario.get("order"), bool(cfg.head.get("coupled"))
+    if together and order != "joint":
+        raise ConfigError(f"strategy={name} learns all tasks together, but got scenario.order={order}. Leave it out.")
+    if name in ("padnet", "mtinet") and not coupled:
+        raise ConfigError(f"strategy={name} needs head={name}, but got head={cfg.head.name}. Leave head= out.")
+    if coupled and cfg.scenario.get("stream") and order != "joint":
         raise ConfigError(
             f"head={cfg.head.name} decodes all tasks together, so it cannot be given one task after the other. "
             f"Learn them all at once: strategy={cfg.head.name}."
@@ -74,14 +106,30 @@ def arrange_stream(cfg: DictConfig) -> None:
     """Say in the configuration what will be learnt when, where its options decide that."""
     from medusa_cl.scenarios.dense import arrange
 
-    scenario, trainer = cfg.scenario, cfg.trainer
+    scenario = cfg.scenario
     options = {key: scenario[key] for key in ("order", "held_out", "seed") if key in scenario}
     base, stream = scenario.get("base"), scenario.get("stream")
     if not options or base is None or stream is None:
         return
+    if options.get("order") == "joint":
+        _, alone = arrange(base, stream, held_out=options.get("held_out"))
+        lengthen(cfg, len(alone))
     scenario.base, scenario.stream = arrange(base, stream, **options)
-    if options.get("order") == "joint" and trainer.max_steps:  # as many steps as the stream would have had
-        trainer.base_steps = (trainer.base_steps or trainer.max_steps) + len(stream) * trainer.max_steps
+
+
+def arrange_found(cfg: DictConfig, scenario: DenseScenario) -> None:
+    """Count the steps of tasks learnt together where only the data has told which tasks there are."""
+    if cfg.scenario.get("order") == "joint" and cfg.scenario.get("base") is None:
+        lengthen(cfg, len(scenario.tasks) - 1)
+
+
+def lengthen(cfg: DictConfig, tasks: int) -> None:
+    """Give experience 0 the steps, or the epochs, of so many new tasks too: they are learnt in it."""
+    trainer = cfg.trainer
+    if trainer.max_steps:
+        trainer.base_steps = (trainer.base_steps or trainer.max_steps) + tasks * trainer.max_steps
+    else:
+        trainer.epochs *= 1 + tasks
 
 
 def resolve_device(name: str) -> str:
@@ -137,8 +185,12 @@ def scenario_of(cfg: DictConfig, console: Any = None) -> DenseScenario:
     from medusa_cl.tracking.console import bars
 
     ours = str(cfg.scenario["_target_"]).startswith("medusa_cl.")
+    arranged = cfg.scenario.get("base") is not None and cfg.scenario.get("stream") is not None
+    done = ("order", "held_out") if arranged else ()
+    content: Any = OmegaConf.to_container(cfg.scenario, resolve=True)
+    options = {key: value for key, value in content.items() if key not in done}
     with bars(console) as advance:
-        made: DenseScenario = instantiate(cfg.scenario, **({"progress": advance} if ours and console else {}))
+        made: DenseScenario = instantiate(options, **({"progress": advance} if ours and console else {}))
     return made
 
 
@@ -221,6 +273,17 @@ def _named_head(name: str, width: int | None) -> dict[str, Any]:
     return plain(whole.head)
 
 
+def foreign_code(cfg: DictConfig) -> dict[str, str]:
+    """Return the hashes of files that hold classes of the user's own, by module: what they make depends on them."""
+    from importlib.util import find_spec
+
+    targets = re.findall(r"_target_: ([\w.]+)\.\w+", OmegaConf.to_yaml(cfg))
+    modules = {name for name in targets if name.split(".")[0] not in ("medusa_cl", "avalanche", "torch")}
+    specs = {name: find_spec(name) for name in sorted(modules)}
+    files = {name: spec.origin for name, spec in specs.items() if spec is not None and spec.origin}
+    return {name: kept.file_hash(Path(file)) for name, file in files.items() if Path(file).is_file()}
+
+
 def dependencies(cfg: DictConfig, device: str, scenario: DenseScenario, weights_hash: str) -> dict[str, Any]:
     """Return all that references depend on, besides their tasks and heads."""
     from medusa_cl.summary import code_hash, packages
@@ -235,7 +298,7 @@ def dependencies(cfg: DictConfig, device: str, scenario: DenseScenario, weights_
         "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},
         "seed": cfg.seed,
         "device": device,
-        "code": [__version__, code_hash(), packages()],
+        "code": [__version__, code_hash(), packages(), foreign_code(cfg)],
     }
 
 
@@ -248,6 +311,7 @@ def base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any])
     strategy = {"freeze_from": 1, **plain(cfg.strategy)}
     later = ["freeze_old_heads", "cache_features"]  # act from experience 1 on
     later += ["freeze", "stages"] if strategy["freeze_from"] else []
+    later = later if str(strategy["_target_"]).startswith("medusa_cl.") else []
     own = {
         "tasks": [scenario.tasks[name].describe() for name in scenario.base],
         "head": plain(cfg.head),
@@ -259,7 +323,7 @@ def base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any])
 def run_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any]) -> Path:
     """Return where it is noted that this run was finished."""
     parts = {part: plain(cfg[part]) for part in ("strategy", "head")}
-    plugins = OmegaConf.to_container(cfg.plugins, resolve=True)
+    plugins = list(cast(dict[str, Any], OmegaConf.to_container(cfg.plugins, resolve=True)).items())  # order matters
     tasks = [task.describe() for task in scenario.tasks.values()]
     own = {**parts, "plugins": plugins, "groups": scenario.groups, "tasks": tasks, "base": cfg.base or "auto"}
     return kept.place("run", {**key, **own})

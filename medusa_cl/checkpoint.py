@@ -74,8 +74,8 @@ def load_model(
     Args:
         directory: The directory.
         tasks: Tasks by name, where they are not built-in ones.
-        head: What makes further heads; by default heads like the last one. For a coupled model: what makes its
-            decoder, where that is not of a built-in kind.
+        head: What makes further heads, and those of no built-in kind; by default heads like the last one. For a
+            coupled model: what makes its decoder, where that is not of a built-in kind.
 
     Returns:
         A `CoupledModel` where one was saved, else a `MultiTaskModel` proper.
@@ -104,7 +104,7 @@ def load_model(
 
 
 def _independent(description: Mapping[str, Any], head: Any, path: Path) -> Build:
-    factories = {name: _factory(entry, known_heads.BUILT_IN, path) for name, entry in description["heads"].items()}
+    factories = {name: _head(entry, head, path) for name, entry in description["heads"].items()}
     if head is None and not factories:
         raise WeightsError(f"{path} has no heads, so nothing says what further heads are like. Pass head=.")
 
@@ -115,6 +115,13 @@ def _independent(description: Mapping[str, Any], head: Any, path: Path) -> Build
         return model
 
     return build
+
+
+def _head(entry: Mapping[str, Any], head: Any, path: Path) -> Any:
+    """Return what makes a head as it was: of a built-in kind, or else by what is given."""
+    if head is not None and entry["class"] not in known_heads.BUILT_IN:
+        return head
+    return _factory(entry, known_heads.BUILT_IN, path)
 
 
 def _coupled(description: Mapping[str, Any], head: Any, path: Path) -> Build:

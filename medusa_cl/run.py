@@ -28,8 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from medusa_cl import __version__, rundir
 from medusa_cl.build import (
     MEDUSA_HEAD,
+    arrange_found,
     arrange_stream,
     base_place,
+    begins_alike,
     check,
     dependencies,
     head_factories,
@@ -104,7 +106,8 @@ def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
             same = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
             chosen = [*same, *line.split(), "compare=[]"]
             other = hydra.compose("config", chosen)
-            other.base = str(first.run_dir)
+            if begins_alike(other, cfg):
+                other.base = str(first.run_dir)
             other.trainer.threads = cfg.trainer.threads
             learnt.append(learn_stream(other, chosen))
         summaries = [finish(run) for run in learnt]
@@ -119,9 +122,10 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     from medusa_cl.tracking.comparison import study_report
     from medusa_cl.tracking.console import make_console
 
-    common = [o for o in overrides if re.split(r"[=.]", o.lstrip("+~"))[0] not in NOT_OF_MEMBERS]
-    arrange_stream(cfg)
+    common = _common(overrides)
     tasks = [*(cfg.scenario.base or ()), *(cfg.scenario.stream or ())] if cfg.study.leave_one_out else ()
+    if cfg.study.leave_one_out and not tasks:
+        raise ConfigError("study.leave_one_out needs the tasks by name: set scenario.base and scenario.stream.")
     comparison = study.Study(study.plan(cfg.study.members, cfg.study.seeds, cfg.study.orders, tasks))
     configs = {member: _member_config(common, member) for member in comparison.planned}
     places = _Places()
@@ -139,18 +143,20 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
             if isinstance(place, MedusaError):
                 outcome = study.Outcome(member, failure=str(place))
             elif note is not None:
-                outcome = study.Outcome(member, note["summary"], note["run_dir"], kept=True)
+                there = note["run_dir"] if Path(note["run_dir"]).is_dir() else ""
+                outcome = study.Outcome(member, note["summary"], there, kept=True)
             else:
                 outcome = _computed(chosen, member, folder, recorder)
             comparison.outcomes.append(outcome)
             _write_study(comparison, folder)
-        status = "FINISHED"
+        status = "FAILED" if any(o.failure for o in comparison.outcomes) else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         console.print(f"Stopped. The same command goes on: {len(comparison.outcomes)} of {len(configs)} runs are kept.")
-        raise
+        raise SystemExit(130) from None
     finally:
-        recorder.metrics(comparison.means(), 0)
+        recorder.metrics(comparison.metrics(), 0)
+        recorder.table(comparison.table(), "study")
         recorder.finish(status)
     console.print(study_report(comparison.report(), folder, recorder.ui_line()))
     if failures := [o for o in comparison.outcomes if o.failure]:
@@ -158,35 +164,63 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     return None
 
 
-NOT_OF_MEMBERS = ("mode", "study", "strategy", "plugins", "seed", "out", "overwrite", "compare", "references", "base")
+NOT_OF_MEMBERS = ("mode", "study", "out", "overwrite")
+SAID_BY_MEMBERS = ("strategy", "plugins", "seed", "compare", "references", "base")
+
+
+def _common(overrides: Sequence[str]) -> list[str]:
+    """Return what all members are given."""
+    keys = {o: re.split(r"[=.]", o.lstrip("+~"))[0] for o in overrides}
+    for override, key in keys.items():
+        if key in SAID_BY_MEMBERS:
+            raise ConfigError(
+                f'In a study "{override}" would make all members alike. Say it of a member, as in '
+                'study.members=[medusa,finetune+ewc,"medusa strategy.freeze=stages"], and seeds in study.seeds=[0,1,2].'
+            )
+    return [override for override, key in keys.items() if key not in NOT_OF_MEMBERS]
 
 
 def _member_config(common: Sequence[str], member: Member) -> DictConfig:
     check_overrides(member.overrides)
-    own = [*common, *member.overrides, f"seed={member.seed}", "references=none", "compare=[]"]
+    given = ["references=none", "compare=[]", f"seed={member.seed}"]
+    own = [*common, *_groups_of(member), *member.overrides, *given]
     cfg = hydra.compose("config", own)
-    if member.arrangement and cfg.scenario.get("order") != "joint":  # all tasks together come in no order
-        cfg = hydra.compose("config", [*own, *member.arrangement])
+    together = cfg.scenario.get("order") == "joint"  # all tasks together come in no order
+    if arrangement := [o for o in member.arrangement if not (together and "held_out" not in o)]:
+        cfg = hydra.compose("config", [*own, *arrangement])
     check(cfg)
     return cfg
+
+
+def _groups_of(member: Member) -> list[str]:
+    """Return the head or backbone that belongs to a member's strategy: what all are given must not take its place."""
+    names = [o.partition("=")[2] for o in member.overrides if o.startswith("strategy=")]
+    file = Path(__file__).parent / "configs" / "strategy" / f"{names[0] if names else ''}.yaml"
+    content: Any = OmegaConf.load(file) if file.is_file() else {}
+    defaults = content.get("defaults", [])
+    return [f"{key.rpartition('/')[2]}={value}" for entry in defaults for key, value in entry.items()]
 
 
 def _computed(cfg: DictConfig, member: Member, folder: Path, recorder: RunRecorder) -> Any:
     from medusa_cl.study import Outcome
 
-    cfg.out, cfg.overwrite = str(folder / member.label), (folder / member.label).is_dir()
+    cfg.out = str(folder / member.label)
+    cfg.overwrite = (folder / member.label / "overrides.yaml").is_file()  # of a run that was stopped
     if "parent" in cfg.tracking:
         cfg.tracking.parent = recorder.run_id
     try:
-        summary = run(cfg)
-    except (MedusaError, FileNotFoundError) as error:
+        summary = run(cfg, [*member.overrides, *member.arrangement, f"seed={member.seed}"])
+    except (MedusaError, RuntimeError) as error:  # RuntimeError: torch is out of memory, for instance
         return Outcome(member, failure=str(error))
     return Outcome(member, summary, summary["run_dir"])
 
 
 def _study_folder(cfg: DictConfig, common: Sequence[str]) -> Path:
     if cfg.out:
-        return Path(cfg.out)
+        folder = Path(cfg.out)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "study.json").is_file():
+            raise ConfigError(f"out={folder} holds something else than this study. Choose another one.")
+        return folder
     text = json.dumps([OmegaConf.to_container(cfg.study), sorted(common)])
     return rundir.RUNS / str(cfg.scenario.name) / f"study-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -219,6 +253,7 @@ class _Places:
         if weights not in self._weights:
             self._weights[weights] = instantiate(cfg.backbone).weights_hash()
         scenario, device = self._scenarios[data], resolve_device(cfg.trainer.device)
+        arrange_found(cfg, scenario)
         return run_place(cfg, scenario, dependencies(cfg, device, scenario, self._weights[weights]))
 
 
@@ -412,6 +447,7 @@ def _set_up(
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
     with timed(stages, "data"):
         scenario = scenario_of(cfg, console)
+    arrange_found(cfg, scenario)
     _tell_data(scenario, console)
     if cfg.trainer.select == "val" and "val" not in scenario.data:
         raise ConfigError(
@@ -498,7 +534,7 @@ def _learn(made: Run) -> None:
     experiences, rows = (0, ()) if start is None else (start.experiences, start.rows)
     made.matrix = learn(scenario, strategy, start=experiences, rows=rows, learnt=row, seconds=made.seconds)
     made.stages |= made.seconds
-    if start is not None and start.experiences == len(scenario.groups):
+    if start is not None and len(start.rows) == len(scenario.groups):
         _record(made, made.matrix.last, made.matrix, {})  # nothing was learnt, so nothing was recorded yet
     if cfg.extend and (base := Path(cfg.extend) / rundir.BASE).is_dir():
         shutil.copytree(base, made.run_dir / rundir.BASE, dirs_exist_ok=True)
@@ -558,7 +594,9 @@ def _reference_names(made: Run) -> list[str]:
     from medusa_cl.strategies.references import HEAD_OF
 
     cfg = made.cfg
-    if cfg.references == "none" or not made.scenario.stream or _base_run(made) is not None:
+    if cfg.references == "none" or _base_run(made) is not None:
+        return []
+    if cfg.references == "auto" and not made.scenario.stream:
         return []
     return list(HEAD_OF) if cfg.references == "auto" else list(cfg.references)
 
@@ -638,7 +676,19 @@ def _references(made: Run) -> Values:
     ):
         made.console.print(f"reference {SINGLE_TASK}: about {estimate:.0f} s, less than the run itself")
         names = [*names, SINGLE_TASK]
-    return reference_values(recipe, names)
+    return _with_parents(made, reference_values(recipe, names))
+
+
+def _with_parents(made: Run, values: Values) -> Values:
+    """Leave the references of tasks that a finished run has learnt as they were: they go with its trainer and head."""
+    if not made.cfg.extend or made.start is None:
+        return values
+    theirs = json.loads((Path(made.cfg.extend) / "summary.json").read_text(encoding="utf-8"))["transfer"]
+    known = theirs["reference_values"]
+    return {
+        name: {task: known.get(name, {}).get(task, value) for task, value in row.items()}
+        for name, row in values.items()
+    }
 
 
 def _single_task_seconds(made: Run) -> float:

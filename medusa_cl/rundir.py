@@ -95,7 +95,7 @@ def find_base(base: str) -> Path:
     """Return the directory of the model that a run had after experience 0.
 
     Args:
-        base: A run directory, the directory of a model, or "last" for the latest run under runs/.
+        base: A run directory, the directory of a model or a file in it, or "last" for the latest run under runs/.
 
     Raises:
         ConfigError: There is no such model.
@@ -105,7 +105,8 @@ def find_base(base: str) -> Path:
         if not found:
             raise ConfigError("base=last, but no run under runs/ has learnt its base tasks yet.")
         return found[-1].parent
-    for path in (Path(base), Path(base) / BASE):
+    places = [Path(base).parent] if Path(base).is_file() else [Path(base), Path(base) / BASE]
+    for path in places:
         if (path / "model.json").is_file():
             return path
     raise ConfigError(f"Expected base= a run directory or a model in it, but found no model.json in {base}.")

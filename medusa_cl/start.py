@@ -31,6 +31,7 @@ class Start:
         seconds: Training seconds of what was learnt, by experience, where known.
         rates: Images a second, likewise.
         weights_hash: The hash of the weights before anything was learnt, where known.
+        data_hash: The hash of the data it was learnt on, by split; empty where the data may be another.
         parent: The run directory it comes from.
         references: Whether the parent's references are this run's too.
     """
@@ -43,6 +44,7 @@ class Start:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     weights_hash: str | None = None
+    data_hash: Mapping[str, str] = field(default_factory=dict)
     parent: Path | None = None
     references: bool = False
 
@@ -52,6 +54,11 @@ class Start:
         Raises:
             ConfigError: It has another backbone or other tasks.
         """
+        if self.data_hash and dict(self.data_hash) != scenario.content_hash:
+            raise ConfigError(
+                f"The data has changed since {self.parent} was learnt, so its results cannot stand beside new ones. "
+                "Put the data back, or learn the stream anew."
+            )
         expected = [task for group in scenario.groups[: self.experiences] for task in group]
         if model.backbone.name != backbone:
             raise ConfigError(f"{self.model} has backbone {model.backbone.name}, but backbone.name={backbone}.")
@@ -70,7 +77,10 @@ def from_base(name: str) -> Start:
     """
     path = rundir.find_base(name)
     run = path.parents[1] if path.parts[-2:] == rundir.BASE.parts else None
-    return Start(path, 1, f"starts from {path}: its base tasks are not learnt again", parent=run, references=True)
+    summary = kept.read(run / "summary.json") if run else None  # none yet where the run goes on beside this one
+    before = summary["provenance"]["weights_hash"] if summary else None
+    said = f"starts from {path}: its base tasks are not learnt again"
+    return Start(path, 1, said, weights_hash=before, parent=run, references=True)
 
 
 def keep_base(place: Path, model: Path, seconds: float, rate: float, weights_hash: str) -> None:
@@ -122,6 +132,7 @@ def from_run(folder: Path, removed: Sequence[str] = ()) -> Start:
         {label: s for label, s in cost["train_seconds"].items() if label not in removed},
         {label: r for label, r in cost["images_per_second"].items() if label not in removed},
         summary["provenance"]["weights_hash"],
+        summary["provenance"]["data_hash"],
         folder,
     )
 

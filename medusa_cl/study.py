@@ -137,10 +137,22 @@ class Study:
             "failures": {o.member.label: o.failure for o in self.outcomes if o.failure},
         }
 
-    def means(self) -> dict[str, float | None]:
-        """Return each member's means, as "measure/member"."""
+    def metrics(self) -> dict[str, float | None]:
+        """Return each member's means as "measure/member", and their spreads as "measure_spread/member"."""
+        found: dict[str, float | None] = {}
+        for name, member in self.report()["members"].items():
+            for key, entry in member["aggregates"].items():
+                found |= {f"{key}/{name}": entry["mean"], f"{key}_spread/{name}": entry["spread"]}
+        return found
+
+    def table(self) -> dict[str, list[Any]]:
+        """Return the aggregates by column: the members, then the mean and the spread of every measure."""
         members = self.report()["members"]
-        return {f"{key}/{name}": e["mean"] for name, m in members.items() for key, e in m["aggregates"].items()}
+        columns: dict[str, list[Any]] = {"member": list(members)}
+        for key in MEASURES:
+            for part in ("mean", "spread"):
+                columns[f"{key} {part}"] = [entry["aggregates"].get(key, {}).get(part) for entry in members.values()]
+        return columns
 
     def _done(self) -> list[Any]:  # outcomes that have a summary
         return [outcome for outcome in self.outcomes if outcome.summary is not None]
@@ -148,11 +160,12 @@ class Study:
     def _member(self, name: str) -> dict[str, Any]:
         runs = [outcome for outcome in self._done() if outcome.member.name == name]
         measured = [self._measures(outcome) for outcome in runs]
+        seeds = [outcome.member.seed for outcome in runs]
         kept = {"run_dir", "seed", "variant"}
         return {
             "overrides": list(next(m.overrides for m in self.planned if m.name == name)),
-            "aggregates": {key: _aggregate([entry[key] for entry in measured]) for key in MEASURES} if runs else {},
-            "values": _values([outcome.summary for outcome in runs]),
+            "aggregates": {key: _aggregate(seeds, [e[key] for e in measured]) for key in MEASURES} if runs else {},
+            "values": _values(seeds, [outcome.summary for outcome in runs]),
             "runs": [
                 {
                     **{key: value for key, value in vars(o.member).items() if key in kept},
@@ -238,12 +251,16 @@ def _mean(parts: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _aggregate(values: Sequence[float | None]) -> dict[str, Any]:
-    mean, spread, why = mean_and_spread(values)
-    return {"mean": mean, "spread": spread, "n": len(values), "why_null": why}
+def _aggregate(seeds: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
+    """Return the mean and the spread over seeds, of each seed the mean over its variants."""
+    by_seed: dict[int, list[float | None]] = {}
+    for seed, value in zip(seeds, values, strict=True):
+        by_seed.setdefault(seed, []).append(value)
+    mean, spread, why = mean_and_spread([_mean(parts) for parts in by_seed.values()])
+    return {"mean": mean, "spread": spread, "n": len(by_seed), "why_null": why}
 
 
-def _values(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """The final value of each task, over the runs that have one."""
+def _values(seeds: Sequence[int], summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The final value of each task."""
     tasks = dict.fromkeys(task for summary in summaries for task in (*summary["base"], *summary["stream"]))
-    return {task: _aggregate([final(summary, task) for summary in summaries]) for task in tasks}
+    return {task: _aggregate(seeds, [final(summary, task) for summary in summaries]) for task in tasks}

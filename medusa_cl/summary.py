@@ -68,7 +68,7 @@ def summarise(
 def costs(model: MultiTaskModel, image_size: tuple[int, int]) -> dict[str, Any]:
     """Return parameters, parameters added by task, GFLOPs (2 x MAC, batch 1, all tasks) and peak memory in bytes."""
     return {
-        "params_total": sum(p.numel() for p in model.parameters()),
+        "params_total": sum(p.numel() for p in model.used_parameters()),
         "params_added": {name: model.parameters_of(name) for name in model.tasks},
         "gflops": gflops(model, image_size),
         "peak_memory_bytes": peak_memory(),

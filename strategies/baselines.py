@@ -62,11 +62,23 @@ class Cumulative(Medusa):
 
     Args:
         model: The model.
+        freeze: "none": what all data of all tasks teaches needs all weights.
+        freeze_old_heads: False, likewise.
         **options: Options of `DenseTemplate`.
+
+    Raises:
+        ConfigError: Something is to be frozen.
     """
 
-    def __init__(self, *, model: MultiTaskModel, **options: Any) -> None:
-        super().__init__(model=model, freeze="none", freeze_old_heads=False, cache_features="off", **options)
+    def __init__(
+        self, *, model: MultiTaskModel, freeze: str = "none", freeze_old_heads: bool = False, **options: Any
+    ) -> None:
+        if freeze != "none" or freeze_old_heads:
+            raise ConfigError(
+                f"strategy=cumulative trains everything on everything, but got freeze={freeze} and "
+                f"freeze_old_heads={freeze_old_heads}. Leave them out, or use strategy=medusa."
+            )
+        super().__init__(model=model, freeze=freeze, freeze_old_heads=False, cache_features="off", **options)
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Give every image the targets of all tasks."""

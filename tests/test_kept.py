@@ -142,7 +142,7 @@ def a_run(folder: Path = Path("mine"), **changes: Any) -> Path:
             "train_seconds": {"base": 9.0, "normals": 2.0, "edges": 3.0},
             "images_per_second": {"base": 90.0, "normals": 20.0, "edges": 30.0},
         },
-        "provenance": {"weights_hash": "abc"},
+        "provenance": {"weights_hash": "abc", "data_hash": {"train": "d"}},
     }
     (folder / "summary.json").write_text(json.dumps(summary | changes))
     return folder

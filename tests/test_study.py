@@ -450,11 +450,11 @@ def test_a_study_is_computed_once(lab: tuple[Path, list[str]], monkeypatch: pyte
 def _interrupt_after(count: int, overrides: Sequence[str]) -> None:
     done = []
 
-    def learn(cfg: Any) -> Any:
+    def learn(cfg: Any, overrides: Sequence[str]) -> Any:
         if len(done) == count:
             raise Interrupted
         done.append(cfg.out)
-        return run(cfg)
+        return run(cfg, overrides)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr("medusa_cl.run.run", learn)

@@ -393,6 +393,15 @@ class CoupledModel(MultiTaskModel):
         """
         self._refuse(f"removing {name}")
 
+    def unfreeze_head(self, name: str) -> None:
+        """Let the decoder learn; it serves this task and all others.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        self._known(name)
+        self.heads.requires_grad_(True)
+
     def freeze_head(self, name: str) -> NoReturn:
         """Refuse: no part of the decoder belongs to one task alone.
 

@@ -168,6 +168,10 @@ class RunRecorder:
         self._forward(lambda t: t.figure(path))
         return path
 
+    def table(self, rows: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Hand a table by column to the tracker."""
+        self._forward(lambda t: t.table(rows, name))
+
     def model(self, model_dir: Path) -> None:
         """Hand a directory with model.json and model.safetensors to the tracker."""
         folder = Path(model_dir).resolve()
