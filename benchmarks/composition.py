@@ -84,10 +84,9 @@ class Choice:
 
 
 def choices(freeze: str, plugin: str) -> list[Choice]:
-    """Return what a cell is tried with; under the full freeze a strength changes nothing."""
-    strengths = STRENGTHS.get(plugin, (None,)) if freeze != "all" else STRENGTHS.get(plugin, (None,))[:1]
+    """Return what a cell is tried with."""
     rates = HEAD_RATES if freeze == "all" else BACKBONE_RATES
-    return [Choice(rate, strength) for rate in rates for strength in strengths]
+    return [Choice(rate, strength) for rate in rates for strength in STRENGTHS.get(plugin, (None,))]
 
 
 def made(plugin: str, strength: float | None) -> list[Any]:
@@ -200,7 +199,9 @@ class Comparison:
         return matrix
 
     def chosen(self, freeze: str, plugin: str) -> Choice:
-        """Return the choice that is best on val with the first seed."""
+        """Return the choice that is best on val with the first seed; under the full freeze that of Medusa alone."""
+        if freeze == "all" and plugin != "none":  # nothing shared is left for a plugin, nor for its strength, to act on
+            return Choice(self.chosen("all", "none").rate, STRENGTHS.get(plugin, (None,))[0])
         reference = self.row("all", "none", Choice(HEAD_RATE), self.seeds[0])["val"]
 
         def score(choice: Choice) -> float:

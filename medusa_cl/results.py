@@ -133,19 +133,21 @@ class TaskMatrix:
         self.rows: list[dict[str, float | None]] = []
         self._ahead: dict[str, float | None] = {}
 
-    def grow(self, names: Sequence[str], higher_is_better: Mapping[str, bool]) -> None:
+    def grow(self, names: Sequence[str], higher_is_better: Mapping[str, bool], *, with_last: bool = False) -> None:
         """Add an experience to the end, where the stream is not known beforehand.
 
         Args:
             names: The tasks that it brings.
             higher_is_better: The direction of at least those tasks.
+            with_last: Add the tasks to the last experience instead: they were learnt one after the other.
 
         Raises:
             TaskError: As at construction.
         """
         tasks = (*self.tasks, *names)
         _check_tasks(tasks, {**higher_is_better, **self.higher_is_better})
-        self.experiences, self.tasks = (*self.experiences, tuple(names)), tasks
+        before, last = (self.experiences[:-1], self.experiences[-1]) if with_last else (self.experiences, ())
+        self.experiences, self.tasks = (*before, (*last, *names)), tasks
         self.higher_is_better |= {task: bool(higher_is_better[task]) for task in names}
 
     @property

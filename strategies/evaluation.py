@@ -124,6 +124,7 @@ class TaskMatrixMetric(PluginMetric[TaskMatrix]):
         self.scores, self.stream = scores, stream
         self.matrix = TaskMatrix([], {})
         self._row: dict[str, float] = {}
+        self._label: int | None = None  # of the experience learnt last
 
     def result(self) -> TaskMatrix:
         """Return `matrix`."""
@@ -144,7 +145,7 @@ class TaskMatrixMetric(PluginMetric[TaskMatrix]):
     def after_training_exp(self, strategy: Any) -> None:
         """Take note of the tasks that were learnt, together."""
         known = (name for names in strategy.model.tasks_of.values() for name in names)
-        self._learnt(strategy.model, list(dict.fromkeys(known)))
+        self._learnt(strategy.model, strategy.experience.task_label, list(dict.fromkeys(known)))
 
     def after_eval_exp(self, strategy: Any) -> None:
         """Take the primary metric of an experience's tasks."""
@@ -181,12 +182,15 @@ class TaskMatrixMetric(PluginMetric[TaskMatrix]):
         return {f"forgetting/{task}": value for task, value in lost.items()} | means
 
     def _adopt(self, model: Any) -> None:
-        for names in model.tasks_of.values():
-            self._learnt(model, names)
+        for label, names in model.tasks_of.items():
+            self._learnt(model, label, names)
 
-    def _learnt(self, model: Any, names: Sequence[str]) -> None:
+    def _learnt(self, model: Any, label: int, names: Sequence[str]) -> None:
+        """Note new tasks as an experience; those of one label are of one, though nets may learn them by turns."""
         if new := [name for name in names if name not in self.matrix.tasks]:
-            self.matrix.grow(new, {name: model.tasks[name].higher_is_better for name in new})
+            better = {name: model.tasks[name].higher_is_better for name in new}
+            self.matrix.grow(new, better, with_last=label == self._label)
+            self._label = label
 
     def __str__(self) -> str:
         return "task_matrix"

@@ -23,7 +23,7 @@ from medusa_cl.run import run
 from medusa_cl.scenarios.dense import DenseScenario
 from medusa_cl.strategies import compose
 from medusa_cl.strategies.medusa import Medusa
-from small_run import config, miniature, small, without_pictures
+from small_run import SMALL, config, miniature, small, without_pictures
 
 TIMED = ("train_seconds", "images_per_second", "peak_memory_bytes")
 
@@ -229,6 +229,72 @@ def test_plugins_see_a_base_learnt_before(home: Home) -> None:
     same("composed", "composed-anew")
     assert made["provenance"]["base"] is not None
     assert files("composed")["model/model.safetensors"] != files("tuned-normals")["model/model.safetensors"]
+
+
+@pytest.mark.parametrize("strategy", ["adapters", "cumulative", "single_task"])
+def test_baselines_go_on_too(home: Home, strategy: str) -> None:
+    home.run(f"{strategy}-whole", f"strategy={strategy}", "base=null")
+    home.run(f"{strategy}-part", f"strategy={strategy}", "scenario.stream=[normals]")
+    home.extend(f"{strategy}-more", f"extend={strategy}-part", "scenario.stream=[edges]")
+    same(f"{strategy}-more", f"{strategy}-whole")
+
+
+def test_what_is_learnt_together_is_learnt_once(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """A coupled decoder too: the second run takes it from the first."""
+    overrides = ["strategy=mtinet", "references=none", f"scenario.root={home.data}"]
+    common = [o for o in SMALL if not o.startswith("head.")]
+    for out in ("together", "together-again"):
+        run(config(*common, *overrides, f"out={out}"))
+    assert "as learnt before" in " ".join(capsys.readouterr().out.split())
+    same("together", "together-again")
+
+
+def test_a_head_of_ones_own_is_learnt_anew_when_it_changes(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(home.folder))
+    module = Path("own_heads.py")
+    module.write_text("from medusa_cl.models import PlainHead\n\n\nclass OwnHead(PlainHead):\n    pass\n")
+    said = []
+    for out in ("own", "own-again", "own-changed"):
+        if out == "own-changed":
+            module.write_text(module.read_text() + "\n\nCHANGED = True\n")
+        home.run(out, "head=plain", "head._target_=own_heads.OwnHead")
+        said.append("as learnt before" in " ".join(capsys.readouterr().out.split()))
+    assert said == [False, True, False]
+    assert files("own") == files("own-again")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["strategy=single_task"], "uses the backbone as it comes"),
+        (["strategy=frozen_imagenet"], "uses the backbone as it comes"),
+    ],
+)
+def test_a_base_is_refused_by_what_uses_the_backbone_as_it_comes(home: Home, overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        home.run("none", "base=full", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["strategy=joint", "scenario.order=listed"], "strategy=joint learns all tasks together"),
+        (["strategy=mtinet", "head=plain"], "strategy=mtinet needs head=mtinet"),
+        (["strategy=cumulative", "strategy.freeze=backbone"], "trains everything on everything"),
+        (["trainer.max_steps=abc"], "Expected a whole number"),
+    ],
+)
+def test_what_does_not_go_together_is_said(home: Home, overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        home.run("none", *overrides)
+
+
+def test_a_model_can_be_named_by_one_of_its_files(home: Home) -> None:
+    made = home.run("by-file", "base=full/checkpoints/experience_0/model.safetensors")
+    assert files("by-file") == files("full")
+    assert made["provenance"]["base"] == "full/checkpoints/experience_0"
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,24 @@ def study_report(report: Mapping[str, Any], folder: Path, ui_line: str | None = 
     runs = max((len(entry["runs"]) for entry in report["members"].values()), default=0)
     parts: list[RenderableType] = [Text(), gains_table(report, f"mean and spread over {runs} runs"), Text()]
     parts += [values_table(report), Text()]
+    parts += [Text(line) for line in _without_reference(report)]
     if report["missing"]:
         parts.append(Text(f"Not there yet: {', '.join(report['missing'])}."))
     parts.append(Text(f"everything   {folder / 'study.json'}, {folder / 'study.md'}"))
     parts += [Text(f"in MLflow    {line}") for line in (ui_line or "").splitlines()]
     return Group(*parts)
+
+
+def _without_reference(report: Mapping[str, Any]) -> list[str]:
+    needs = {
+        "frozen_plain": "transfer against plain heads",
+        "single_task": "transfer against single nets, no Delta MTL",
+    }
+    return [
+        f"No {what}: for that {name} must be among study.members."
+        for name, what in needs.items()
+        if name not in report["members"]
+    ]
 
 
 def gains_table(report: Mapping[str, Any], title: str) -> Table:
