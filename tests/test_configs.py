@@ -14,7 +14,7 @@ from fake_data import fake_dense_hdf5
 from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
-from medusa_cl.build import instantiate
+from medusa_cl.build import FOR_PEOPLE, instantiate
 from medusa_cl.configs.check import check_overrides, groups
 from medusa_cl.data.loader import Augmentation, as_augmentation
 from medusa_cl.errors import ConfigError, MissingDataError, TaskError
@@ -135,7 +135,7 @@ def test_experiments_are_made_of_their_configuration(name: str, roots: dict[str,
     scenario = instantiate(cfg.scenario)
     assert scenario.groups == GROUPS_OF[cfg.scenario.name]
     assert cfg.backbone.name in timm.list_models()
-    strategy = {key: value for key, value in cfg.strategy.items() if key != "name"}
+    strategy = {key: value for key, value in cfg.strategy.items() if key not in FOR_PEOPLE}
     assert callable(instantiate(strategy))
     assert len(scenario.test_stream[0].dataset[0].targets) == len(scenario.base)
 
@@ -215,7 +215,7 @@ FIXED = {"single_task": "backbone", "cumulative": "none"}  # what a strategy fre
 def test_strategies_are_made_on_a_model(name: str, tiny_model: Callable[..., MultiTaskModel]) -> None:
     cfg = config(f"strategy={name}")
     assert cfg.strategy.name == name
-    chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
+    chosen = {key: value for key, value in cfg.strategy.items() if key not in FOR_PEOPLE}
     strategy = instantiate(chosen)(model=tiny_model("semseg"), batch_size=2)
     assert strategy.model.backbone.frozen is (cfg.strategy.get("freeze", FIXED.get(name)) == "backbone")
     frozen = cfg.strategy.get("freeze_old_heads", name != "cumulative")
@@ -226,7 +226,7 @@ def test_strategies_are_made_on_a_model(name: str, tiny_model: Callable[..., Mul
 def test_plugins_compose_with_a_strategy(name: str, tiny_model: Callable[..., MultiTaskModel]) -> None:
     cfg = config(f"plugins=[{name}]", "strategy=finetune")
     plugins = [instantiate(plugin) for plugin in cfg.plugins.values()]
-    chosen = {key: value for key, value in cfg.strategy.items() if key != "name"}
+    chosen = {key: value for key, value in cfg.strategy.items() if key not in FOR_PEOPLE}
     strategy = instantiate(chosen)(model=tiny_model(), plugins=plugins)
     assert len(plugins) == 1
     assert plugins[0] in strategy.plugins

@@ -20,6 +20,7 @@ from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_nyud_mat import write_nyud_mat
 from fake_pascal import write_pascal
+from medusa_cl import build
 from medusa_cl import run as verb
 from medusa_cl.errors import DataError
 from medusa_cl.prepare import prepare
@@ -215,7 +216,7 @@ def test_the_configuration_kept_says_what_was_learnt_when(
 def test_a_scenario_of_ones_own_may_have_a_seed_and_no_base(home: Path) -> None:
     cfg = OmegaConf.create({"scenario": {"seed": 3}})
     OmegaConf.set_struct(cfg, True)
-    verb._arrange(cfg)
+    build.arrange_stream(cfg)
     assert cfg == {"scenario": {"seed": 3}}
 
 
@@ -244,7 +245,7 @@ def test_the_epoch_kept_is_chosen_on_val(
     What other plugins see after an experience is what is kept.
     """
     probe, looked = Probe(), list[str]()
-    monkeypatch.setattr(verb, "_plugins", lambda cfg: [probe])
+    monkeypatch.setattr(verb, "plugins_of", lambda cfg: [probe])
     options = ["scenario.val_fraction=0.25", "scenario.stream=[normals]", "references=none", "trainer.max_steps=null"]
     options += ["trainer.base_steps=null", f"scenario.root={miniatures['nyud']}"]
 
