@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import time as clock
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -136,7 +137,9 @@ class MLflowTracker:
             cells = [list(row) for row in zip(*data.values(), strict=True)]
             self.client.log_dict(self.run_id, {"columns": list(data), "data": cells}, file)
         else:
-            self.client.log_table(self.run_id, data, file)
+            with warnings.catch_warnings():  # of pandas, at how mlflow looks for text
+                warnings.simplefilter("ignore")
+                self.client.log_table(self.run_id, data, file)
 
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Log a dataset input; MLflow keeps at most 36 characters of the content hash."""
