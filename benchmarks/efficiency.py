@@ -507,7 +507,7 @@ def page(found: Mapping[str, Any]) -> str:
             "Forward pass in eval mode; training step with losses, without the optimizer's; the step that "
             "learns the last task given the others: its head on a frozen backbone, its own net (single-task), or "
             "everything again (PAD-Net, MTI-Net). MiB kept for the backward pass, losses included. In brackets the "
-            f"ratio to {AGAINST}. The least of the rounds; a row that has taken {BUDGET:g} s is not repeated.",
+            f"ratio to {AGAINST}. CPU time, least of the rounds; a row that has taken {BUDGET:g} s is not repeated.",
             times_table(rows),
         ]
     parts += [found["not_timed"], "Missed: " + "; ".join(missed) + "." if missed else "Nothing is missed."]
