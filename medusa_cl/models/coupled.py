@@ -351,11 +351,7 @@ class CoupledModel(MultiTaskModel):
         Raises:
             TaskError: The model has no such task.
         """
-        rows: Mapping[str, Tensor | None]
-        rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
-        for name in rows:
-            self._known(name)
-        wanted = {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
+        wanted = self._wanted(tasks)
         if not wanted:
             return {}
         answers = self._decode((extract or self.features)(image) if isinstance(image, Tensor) else image)

@@ -199,11 +199,7 @@ class MultiTaskModel(nn.Module):
         Raises:
             TaskError: A task has no head, or features were given to a head that needs the images.
         """
-        rows: Mapping[str, Tensor | None]
-        rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
-        for name in rows:
-            self._known(name)
-        wanted = {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
+        wanted = self._wanted(tasks)
         own = [name for name in wanted if self._takes_image(name)]
         features: tuple[Tensor, ...] = ()
         if not isinstance(image, Tensor):
@@ -315,6 +311,14 @@ class MultiTaskModel(nn.Module):
         with self._autocast(features[0]):
             logits, initial = self.heads[name](features)
         return logits.float(), tuple(x.float() for x in initial)
+
+    def _wanted(self, tasks: Sequence[str] | Mapping[str, Tensor] | None) -> dict[str, Tensor | None]:
+        """Return the rows (int64 n, or None for all) of every task that is to answer any."""
+        rows: Mapping[str, Tensor | None]
+        rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
+        for name in rows:
+            self._known(name)
+        return {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
 
     def _autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
