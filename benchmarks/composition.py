@@ -52,7 +52,8 @@ ABOUT = (
     "and all tasks (in the end): mean difference to Medusa alone (freeze all, no plugin) of the same seed; positive is "
     "better. Replay and DER remember {memory} images. Where the backbone, or a part of it, is trained, its rate is "
     "chosen on val and heads learn at {head_rate:g}; under the full freeze the heads' rate is chosen, once for all "
-    "plugins, and the last line is what Medusa reaches at the heads' rate of the others."
+    "plugins, and the last line is what Medusa reaches at the heads' rate of the others. LwF's teacher answers with "
+    "running statistics and its student with those of the batch, which can itself move old answers."
 )
 
 

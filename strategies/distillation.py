@@ -92,7 +92,8 @@ class DenseLwF(SupervisedPlugin):
 
     Li and Hoiem, "Learning without Forgetting", TPAMI 2017. Added to the loss is alpha times the sum over old tasks of
     the task's loss weight times `distance` to the answer of the model as it was after the last experience. Old tasks
-    are answered in the same forward pass as the new one, in the mode (train or eval) that the model is in.
+    are answered in the same forward pass as the new one, in the mode (train or eval) that the model is in; the teacher
+    is always in eval mode. So with BatchNorm in training the distance is not 0 at the first step.
 
     Args:
         alpha: The weight of the sum.

@@ -239,14 +239,19 @@ def test_baselines_go_on_too(home: Home, strategy: str) -> None:
     same(f"{strategy}-more", f"{strategy}-whole")
 
 
-def test_what_is_learnt_together_is_learnt_once(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    """A coupled decoder too: the second run takes it from the first."""
-    overrides = ["strategy=mtinet", "references=none", f"scenario.root={home.data}"]
+@pytest.mark.parametrize(
+    ("strategy", "published"), [("mtinet", ["head.tricks=false"]), ("padnet", ["head.tricks=false", "head.features=8"])]
+)
+def test_what_is_learnt_together_is_learnt_once(
+    home: Home, strategy: str, published: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A coupled decoder, in its published form: the second run takes it from the first."""
+    overrides = [f"strategy={strategy}", *published, "references=none", f"scenario.root={home.data}"]
     common = [o for o in SMALL if not o.startswith("head.")]
-    for out in ("together", "together-again"):
+    for out in (strategy, f"{strategy}-again"):
         run(config(*common, *overrides, f"out={out}"))
     assert "as learnt before" in " ".join(capsys.readouterr().out.split())
-    same("together", "together-again")
+    same(strategy, f"{strategy}-again")
 
 
 def test_a_head_of_ones_own_is_learnt_anew_when_it_changes(

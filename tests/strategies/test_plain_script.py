@@ -18,6 +18,7 @@ from medusa_cl.errors import ConfigError, WeightsError
 from medusa_cl.models import MedusaHead
 from medusa_cl.models.heads import PlainHead
 from medusa_cl.scenarios.dense import DenseScenario
+from medusa_cl.strategies.distillation import DenseLwF
 from medusa_cl.strategies.evaluation import dense_evaluator
 from medusa_cl.strategies.logger import TrackerLogger
 from medusa_cl.strategies.medusa import MedusaPlugin
@@ -126,6 +127,22 @@ def test_missing_weights_are_an_error_and_never_random_ones() -> None:
     """There is no network in tests, and nobody packages these weights."""
     with pytest.raises(WeightsError, match="test_efficientnet"):
         dense_model("test_efficientnet")
+
+
+@pytest.mark.parametrize(("freeze", "acts"), [("none", True), ("backbone", False)])
+@pytest.mark.filterwarnings("ignore")
+def test_our_lwf_acts_in_a_plain_script_where_something_shared_is_trainable(
+    tiny_scenario: DenseScenario, freeze: str, acts: bool
+) -> None:
+    learnt = []
+    for plugins in ([], [DenseLwF()]):
+        strategy = script([MedusaPlugin(freeze=freeze, freeze_old_heads=not acts), *plugins])
+        for experience in tiny_scenario.train_stream[:2]:
+            strategy.train(experience, eval_streams=[])
+        learnt.append({name: value.clone() for name, value in strategy.model.state_dict().items()})
+    moved = [name for name in learnt[0] if not torch.equal(learnt[0][name], learnt[1][name])]
+    assert bool(moved) is acts
+    assert any(name.startswith("backbone.") for name in moved) is acts
 
 
 # ---------------------------------------------------------------- MLflow without Medusa
