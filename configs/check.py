@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,13 @@ from medusa_cl.errors import ConfigError, nearest, unknown
 HERE = Path(__file__).parent
 OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(?:=(?P<value>.*))?$", re.DOTALL)
 OPEN = ("hydra", "compare")  # keys checked by hydra itself, or not at all
+# Launchers of sweeps, and the module each comes with; other packages may bring others.
+LAUNCHERS = {
+    "basic": "hydra",
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
+    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+}
 
 
 def groups() -> dict[str, list[str]]:
@@ -29,13 +37,15 @@ def check_overrides(arguments: Sequence[str]) -> None:
         arguments: The command line; options of Hydra (`-m`, `--help`, ...) are passed over.
 
     Raises:
-        ConfigError: A key or an option is unknown; the message names the nearest known one.
+        ConfigError: A key or an option is unknown; the message names the nearest known one. Or a sweep cannot be: its
+            launcher is not installed, or all of it would be written to one place.
     """
     if any(
         argument.startswith(("--config-dir", "-cd", "--config-path", "--config-name", "-cp", "-cn"))
         for argument in arguments
     ):
         return  # other folders bring names that are not known here
+    _check_sweep(arguments)
     known = groups()
     keys = {*_keys(known), *known}
     for argument in arguments:
@@ -49,6 +59,47 @@ def check_overrides(arguments: Sequence[str]) -> None:
             _check_options(key, value or "", known[key])
         elif key not in keys:
             raise ConfigError(f'Unknown key "{key}".{nearest(key, keys)} All keys: python -m medusa_cl.run --cfg job')
+
+
+def _check_sweep(arguments: Sequence[str]) -> None:
+    sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
+    for key, _, value in (argument.lstrip("+").partition("=") for argument in arguments):
+        if key == "hydra/launcher":
+            _check_launcher(value)
+        elif sweeps and (key, value) in (("trainer", "ddp"), ("trainer.distributed", "true")):
+            raise ConfigError(
+                f"A sweep (-m) cannot have {key}={value}: processes that train together learn one run. "
+                "Start the runs one by one, each with torchrun."
+            )
+        elif key == "out" and sweeps and not re.search(r"[$,(]", value):
+            raise ConfigError(
+                f"Every member of the sweep would write to out={value}. "
+                f"Leave it out, or name each: 'out={value}-${{seed}}'."
+            )
+
+
+def _check_launcher(name: str) -> None:
+    if name in LAUNCHERS and _is_there(LAUNCHERS[name]):
+        return
+    if name in LAUNCHERS:
+        raise ConfigError(f"The launcher {name} is not installed: pip install 'medusa_cl[sweep]' brings it.")
+    if name not in (known := {*_installed_launchers(), *LAUNCHERS}):
+        raise ConfigError(f"{unknown('launcher', name, known)} Most come with: pip install 'medusa_cl[sweep]'")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the folder of plugins is
+        return False
+
+
+def _installed_launchers() -> list[str]:
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # finds them all
+    return [file.removesuffix(".yaml") for file in ConfigStore.instance().list("hydra/launcher")]
 
 
 def _check_options(group: str, value: str, options: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     """One task's part of a batch.
 
     Attributes:
-        rows: int64 n, the images of the batch that carry the task, ascending.
+        rows: int64 n on the CPU, the images of the batch that carry the task, ascending.
         value: n ..., their targets or their logits.
         aux: Further tensors n ... with the same rows (logits of deep supervision).
     """
@@ -39,18 +39,19 @@ class Entry(NamedTuple):
     aux: tuple[Tensor, ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Entry:
-        """Apply `function` to every tensor."""
-        return Entry(function(self.rows), function(self.value), tuple(function(a) for a in self.aux))
+        """Apply `function` to values and aux; which images they belong to stays as it is."""
+        return self._replace(value=function(self.value), aux=tuple(function(a) for a in self.aux))
 
     def pick(self, positions: Tensor, rows: Tensor) -> Entry:
-        """Keep the entries at `positions` and call their images `rows`."""
-        return Entry(rows, self.value[positions], tuple(a[positions] for a in self.aux))
+        """Keep the entries at `positions` and call their images `rows`, both int64 on the CPU."""
+        return Entry(rows, self.value, self.aux).map(lambda t: t[_beside(positions, t)])
 
 
 class TaskBatch:
     """{task: (rows, tensor)} over `size` images; stands where Avalanche expects a tensor of targets or outputs.
 
     It can be sliced, indexed by a tensor of rows or a boolean mask, moved, and joined by `torch.cat`, always by images.
+    Rows are bookkeeping and stay on the CPU, where a look at them does not have to wait for a device.
 
     Args:
         entries: What each task has.
@@ -93,28 +94,28 @@ class TaskBatch:
         return TaskBatch({task: entry.map(function) for task, entry in self.entries.items()}, self._size)
 
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
-        """Move every tensor; meant for devices, as row numbers must stay int64."""
+        """Move values and aux."""
         return self._map(lambda t: t.to(*args, **kwargs))
 
     def pin_memory(self) -> TaskBatch:
-        """Copy every tensor to page-locked memory."""
+        """Copy values and aux to page-locked memory."""
         return self._map(Tensor.pin_memory)
 
     def clone(self) -> TaskBatch:
-        """Copy every tensor."""
+        """Copy values and aux."""
         return self._map(Tensor.clone)
 
     def detach(self) -> TaskBatch:
-        """Cut every tensor from its graph."""
+        """Cut values and aux from their graph."""
         return self._map(Tensor.detach)
 
     def cpu(self) -> TaskBatch:
-        """Move every tensor to the CPU."""
+        """Move values and aux to the CPU."""
         return self._map(Tensor.cpu)
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> TaskBatch:
         """Select images, in the order given."""
-        chosen = torch.arange(self._size, device=self.device)[_as_index(index, self.device)]
+        chosen = torch.arange(self._size)[_as_index(index)]
         kept = {task: _select(entry, chosen, self._size) for task, entry in self.entries.items()}
         return TaskBatch({task: entry for task, entry in kept.items() if len(entry.rows)}, len(chosen))
 
@@ -145,17 +146,28 @@ class TaskBatch:
         """B: the L2 norm of all that each image was answered, as MAS asks for."""
         total = torch.zeros(self._size, device=self.device)
         for entry in self.entries.values():
-            total = total.index_add(0, entry.rows, entry.value.flatten(1).square().sum(1))
+            rows = _beside(entry.rows, entry.value)
+            total = total.index_add(0, rows, entry.value.flatten(1).square().sum(1))
         return (total + 1e-12).sqrt()
 
 
-def _as_index(index: slice | Tensor | Sequence[int], device: torch.device) -> slice | Tensor:
-    return index if isinstance(index, slice) else torch.as_tensor(index, device=device)
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Return the images B ... at `rows`, int64 n on the CPU: x itself where that is all of them, in order."""
+    everything = len(rows) == len(x) and torch.equal(rows, torch.arange(len(x)))
+    return x if everything else x[_beside(rows, x)]
+
+
+def _beside(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.to(x.device, non_blocking=True)
+
+
+def _as_index(index: slice | Tensor | Sequence[int]) -> slice | Tensor:
+    return index if isinstance(index, slice) else torch.as_tensor(index, device="cpu")
 
 
 def _select(entry: Entry, chosen: Tensor, size: int) -> Entry:
-    position = torch.full((size,), -1, dtype=torch.int64, device=chosen.device)
-    position[entry.rows] = torch.arange(len(entry.rows), device=chosen.device)
+    position = torch.full((size,), -1, dtype=torch.int64)
+    position[entry.rows] = torch.arange(len(entry.rows))
     found = position[chosen]
     rows = (found >= 0).nonzero().flatten()
     return entry.pick(found[rows], rows)
@@ -184,8 +196,8 @@ class Features(tuple[Tensor, ...]):
         return self[0].size(dim)
 
     def select(self, rows: Tensor) -> Features:
-        """Keep the images of `rows`."""
-        return Features(t[rows] for t in self)
+        """Keep the images of `rows`, int64 n."""
+        return Features(t[_beside(rows, t)] for t in self)
 
 
 def collate(samples: Sequence[Sample]) -> list[Any]:

@@ -12,7 +12,7 @@ import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from medusa_cl import __version__, kept, rundir
+from medusa_cl import __version__, distributed, kept, rundir
 from medusa_cl.errors import ConfigError, MedusaError, unknown
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 SELECT = ("last", "val")  # which epoch's weights are kept; never by the test split
 MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
 FOR_PEOPLE = ("name", "coupled", "together")  # keys of a configuration that are not arguments of what it makes
+CACHE_KEYS = ("cache_features", "cache_precision", "cache_dir")
 # Strategies whose nets start from the backbone as it comes.
 AS_IT_COMES = ("medusa_cl.strategies.baselines.SingleTask",)
 
 
 def check(cfg: DictConfig, start: Start | None = None) -> None:
     """Check what costs nothing to check, before anything slow."""
+    from medusa_cl.models.execution import require_compiler
     from medusa_cl.models.multitask import PRECISIONS
     from medusa_cl.strategies.plugins import LRSchedule
     from medusa_cl.strategies.references import check_names
@@ -39,10 +41,18 @@ def check(cfg: DictConfig, start: Start | None = None) -> None:
         value = trainer[key]
         if value is not None and not (isinstance(value, int) and value >= least):
             raise ConfigError(f"Expected a whole number of at least {least} for trainer.{key}, but got {value}.")
+    if trainer.batch_size % (world := distributed.world()):
+        raise ConfigError(
+            f"trainer.batch_size={trainer.batch_size} is the batch of all processes together, so it must be a multiple "
+            f"of {world}, their number. Set trainer.batch_size={-(-trainer.batch_size // world) * world}."
+        )
     if trainer.select not in SELECT:
         raise ConfigError(unknown("trainer.select", str(trainer.select), SELECT))
     if str(trainer.precision) not in PRECISIONS:
         raise ConfigError(unknown("trainer.precision", str(trainer.precision), PRECISIONS))
+    layout_of(trainer.channels_last, cfg.backbone.name, "cpu")
+    if trainer.compile:
+        require_compiler()
     if not isinstance(cfg.references, str):
         check_names(cfg.references)
     elif cfg.references not in ("auto", "none"):
@@ -57,7 +67,7 @@ def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
     from medusa_cl.strategies import compose
     from medusa_cl.strategies.medusa import MedusaPlugin
 
-    keys = ("freeze", "stages", "freeze_from", "freeze_old_heads", "cache_features")
+    keys = ("freeze", "stages", "freeze_from", "freeze_old_heads", *CACHE_KEYS)
     freeze = MedusaPlugin(**{key: cfg.strategy[key] for key in keys if key in cfg.strategy})
     plugins = plugins_of(cfg)
     compose.check(plugins, shared_trainable=freeze.shared_trainable, old_trainable=freeze.old_trainable)
@@ -121,6 +131,13 @@ def arrange_found(cfg: DictConfig, scenario: DenseScenario) -> None:
     """Count the steps of tasks learnt together where only the data has told which tasks there are."""
     if cfg.scenario.get("order") == "joint" and cfg.scenario.get("base") is None:
         lengthen(cfg, len(scenario.tasks) - 1)
+
+
+def check_views(cfg: DictConfig, scenario: DenseScenario) -> None:
+    """Check that features which are to be kept can be, before any is needed."""
+    from medusa_cl.strategies.caching import FeatureCache
+
+    FeatureCache(cfg.strategy.get("cache_features", "off")).check(scenario.augmentation)
 
 
 def lengthen(cfg: DictConfig, tasks: int) -> None:
@@ -232,6 +249,7 @@ def strategy_factory(
     import torch
 
     from medusa_cl.strategies.plugins import GradientClipping, LRSchedule, ValSelection
+    from medusa_cl.strategies.ranks import EqualRanks
 
     trainer = cfg.trainer
     keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
@@ -242,18 +260,42 @@ def strategy_factory(
         "device": device,
     }
 
+    # References stand on a frozen backbone also where the run itself does not; features are kept then.
+    frozen = of is not None and cfg.strategy.get("freeze") == "backbone"
+    cache = {key: cfg.strategy[key] for key in CACHE_KEYS if key in cfg.strategy} if frozen else {}
+
     def make(model: MultiTaskModel, *, plugins: Sequence[Any] = (), **options: Any) -> Medusa:
-        if trainer.channels_last:
-            model.use_channels_last()
+        model.use_channels_last(**layout_of(trainer.channels_last, model.backbone.name, device))
+        if trainer.compile:
+            model.compile_parts()
         own: list[Any] = [LRSchedule(trainer.schedule)]
         selection = [ValSelection(scenario.data["val"])] if trainer.select == "val" else []
         clip = [GradientClipping(trainer.clip)] if trainer.clip else []
         shown = [bars] if bars is not None else []
+        first: list[Any] = [EqualRanks()] if distributed.world() > 1 else []
+        first += selection
         kind = of or instantiate(plain(cfg.strategy))
-        made: Medusa = kind(model=model, plugins=[*selection, *plugins, *own, *clip, *shown], **(common | options))
+        kept = cache if "cache_features" not in options else {}
+        made: Medusa = kind(model=model, plugins=[*first, *plugins, *own, *clip, *shown], **(common | kept | options))
+        if bars is not None:
+            made.medusa.cache.bar, made.medusa.cache.notify = bars.bar, bars.say
         return made
 
     return make
+
+
+def layout_of(channels_last: bool | str, backbone: str, device: str) -> dict[str, bool]:
+    """Return which parts run channels last: all, none, or those where it pays.
+
+    Raises:
+        ConfigError: `channels_last` is none of auto, true and false.
+    """
+    from medusa_cl.models.execution import channels_last_pays
+
+    if channels_last not in (True, False, "auto"):
+        raise ConfigError(unknown("trainer.channels_last", str(channels_last), ("auto", "true", "false")))
+    pays = channels_last_pays(backbone, device)
+    return pays if channels_last == "auto" else dict.fromkeys(pays, bool(channels_last))
 
 
 def head_factories(cfg: DictConfig) -> dict[str, dict[str, Any]]:
@@ -295,7 +337,9 @@ def dependencies(cfg: DictConfig, device: str, scenario: DenseScenario, weights_
         "sizes": [source.image_size for source in scenario.data.values()],
         "augmentation": str(scenario.augmentation),
         "weights": weights_hash,
-        "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes")},
+        "features": str(cfg.strategy.get("cache_precision", "32")),
+        "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes", "distributed")},
+        "ranks": distributed.world(),
         "seed": cfg.seed,
         "device": device,
         "code": [__version__, code_hash(), packages(), foreign_code(cfg)],
@@ -309,7 +353,7 @@ def base_place(cfg: DictConfig, scenario: DenseScenario, key: Mapping[str, Any])
     if not all(compose.idle_at_first(plugin) for plugin in plugins_of(cfg)):
         return None
     strategy = {"freeze_from": 1, **plain(cfg.strategy)}
-    later = ["freeze_old_heads", "cache_features"]  # act from experience 1 on
+    later = ["freeze_old_heads", *CACHE_KEYS]  # act from experience 1 on
     later += ["freeze", "stages"] if strategy["freeze_from"] else []
     later = later if str(strategy["_target_"]).startswith("medusa_cl.") else []
     own = {

@@ -5,11 +5,14 @@ not depend on how the images were batched, ordered or spread over processes. ``u
 predictions as a task decodes them, at the target's size; ``compute()`` gives a dictionary of scalars, the primary one
 first. Ignored pixels count nowhere, neither their target nor what was predicted there; what is undefined (nothing valid
 seen, no edge to be found) is NaN, never 0.
+
+No ``update`` but that of edges makes the host wait for the device: what is ignored is replaced, never picked out, since
+the size of what is left would have to be known first.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -60,12 +63,14 @@ class SegmentationMetric(_PooledMetric):
 
     higher_is_better = True
     confusion: Tensor
+    wrong: Tensor
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORED_LABEL, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._add_sum("confusion", num_classes, num_classes, dtype=torch.int64)
+        self._add_sum("wrong", dtype=torch.int64)  # valid pixels of a class that there is not
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count class pairs.
@@ -75,18 +80,30 @@ class SegmentationMetric(_PooledMetric):
             target: B H W, int64, classes 0..K-1; 255 is ignored.
 
         Raises:
-            ValueError: If the shapes differ, or a valid value is not one of the K classes.
+            ValueError: If the shapes differ, or a valid value is not one of the K classes. Of values on another device
+                than the CPU that is said by `compute`.
         """
         _check_shapes(prediction, target)
         valid = target != self.ignore_index
-        predicted, true = prediction[valid].long(), target[valid].long()
-        for name, values in (("prediction", predicted), ("target", true)):
-            self._check_classes(name, values)
-        pairs = torch.bincount(true * self.num_classes + predicted, minlength=self.num_classes**2)
-        self.confusion += pairs.view(self.num_classes, self.num_classes)
+        known = self._is_class(prediction) & self._is_class(target)
+        pair = target.long() * self.num_classes + prediction.long()
+        counts = _histogram(pair.where(known, self.num_classes**2), valid, self.num_classes**2 + 1)
+        if target.device.type == "cpu" and counts[-1]:
+            self._refuse(prediction[valid], target[valid])
+        self.confusion += counts[:-1].view(self.num_classes, self.num_classes)
+        self.wrong += counts[-1]
 
     def compute(self) -> dict[str, Tensor]:
-        """Return miou and pixel_accuracy in percent."""
+        """Return miou and pixel_accuracy in percent.
+
+        Raises:
+            ValueError: A valid value was not one of the K classes.
+        """
+        if self.wrong:
+            raise ValueError(
+                f"Expected prediction and target classes in 0..{self.num_classes - 1}, but got others in "
+                f"{int(self.wrong)} valid pixels. {self._advice}"
+            )
         confusion = self.confusion.double()
         hit = confusion.diag()
         union = confusion.sum(0) + confusion.sum(1) - hit
@@ -94,13 +111,19 @@ class SegmentationMetric(_PooledMetric):
         miou = (hit[present] / union[present]).mean()
         return {"miou": 100 * miou, "pixel_accuracy": 100 * hit.sum() / confusion.sum()}
 
-    def _check_classes(self, name: str, values: Tensor) -> None:
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
-            raise ValueError(
-                f"Expected {name} classes in 0..{self.num_classes - 1}, "
-                f"but got {int(values.min())}..{int(values.max())}. "
-                f"Set the task's number of classes to that of the data, or mark unknown pixels {self.ignore_index}."
-            )
+    def _is_class(self, values: Tensor) -> Tensor:
+        return (values >= 0) & (values < self.num_classes)
+
+    def _refuse(self, predicted: Tensor, true: Tensor) -> NoReturn:
+        name, values = ("target", true) if bool(self._is_class(predicted).all()) else ("prediction", predicted)
+        raise ValueError(
+            f"Expected {name} classes in 0..{self.num_classes - 1}, but got {int(values.min())}..{int(values.max())}. "
+            f"{self._advice}"
+        )
+
+    @property
+    def _advice(self) -> str:
+        return f"Set the task's number of classes to that of the data, or mark unknown pixels {self.ignore_index}."
 
 
 class DepthMetric(_PooledMetric):
@@ -129,12 +152,12 @@ class DepthMetric(_PooledMetric):
         """
         _check_shapes(prediction, target)
         valid = valid_depth(target)
-        predicted, true = prediction[valid].double(), target[valid].double()
-        error = predicted - true
+        predicted, true = (values.double().where(valid, ignored) for values, ignored in ((prediction, 0), (target, 1)))
+        error = (predicted - true).where(valid, 0)
         self.squared += error.square().sum()
         self.relative += (error.abs() / true).sum()
         # Written as products, so that a prediction of zero or below is a miss and divides nothing.
-        self.within += ((predicted < 1.25 * true) & (true < 1.25 * predicted)).sum()
+        self.within += ((predicted < 1.25 * true) & (true < 1.25 * predicted)).sum()  # 0 against 1 is a miss
         self.pixels += valid.sum()
 
     def compute(self) -> dict[str, Tensor]:
@@ -177,7 +200,7 @@ class ErrorMetric(_PooledMetric):
         """
         _check_shapes(prediction, target)
         valid = self._valid(target)
-        errors = prediction[valid].double() - target[valid].double()
+        errors = (prediction.double() - target.double()).where(valid, 0)
         self.squared += errors.square().sum()
         self.absolute += errors.abs().sum()
         self.values += valid.sum()
@@ -222,11 +245,11 @@ class NormalsMetric(_PooledMetric):
         """
         _check_shapes(prediction, target)
         valid = valid_normals(target).squeeze(1)
-        angles = _angles(prediction.movedim(1, -1)[valid].double(), target.movedim(1, -1)[valid].double())
+        angles = _angles(prediction.double(), target.double()).where(valid, 0)
         self.angles += angles.sum()
-        self.within += torch.stack([(angles < limit).sum() for limit in self.WITHIN])
+        self.within += torch.stack([((angles < limit) & valid).sum() for limit in self.WITHIN])
         bins = (angles * (self.BINS / 180)).long().clamp(max=self.BINS - 1)
-        self.histogram += torch.bincount(bins, minlength=self.BINS)
+        self.histogram += _histogram(bins, valid, self.BINS)
 
     def compute(self) -> dict[str, Tensor]:
         """Return mean, median (degrees), within_11_25, within_22_5 and within_30 (percent)."""
@@ -275,12 +298,12 @@ class SaliencyMetric(_PooledMetric):
         """
         _check_shapes(prediction, target)
         valid = valid_map(target)
-        probability, salient = prediction[valid].float(), target[valid] > 0.5
+        probability, salient = prediction.float(), target > 0.5
         thresholds = torch.arange(self.THRESHOLDS, device=probability.device, dtype=torch.float32) / self.THRESHOLDS
         bins = self.THRESHOLDS + 1
         passed = torch.bucketize(probability, thresholds)  # how many thresholds are strictly below
-        self.passed += torch.bincount(passed + bins * salient, minlength=2 * bins).view(2, bins)
-        half = probability > 0.5
+        self.passed += _histogram(passed + bins * salient, valid, 2 * bins).view(2, bins)
+        half, salient = (probability > 0.5) & valid, salient & valid
         self.at_half += torch.stack([(half & salient).sum(), (half | salient).sum()])
 
     def compute(self) -> dict[str, Tensor]:
@@ -325,7 +348,7 @@ class EdgeMetric(_PooledMetric):
         self._add_sum("edges", dtype=torch.int64)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count matches of each image (on the CPU).
+        """Count matches of each image (on the CPU; all that is needed for it is fetched at once).
 
         Args:
             prediction: B 1 H W, float, probability of being an edge.
@@ -335,17 +358,18 @@ class EdgeMetric(_PooledMetric):
             ValueError: If the shapes differ.
         """
         _check_shapes(prediction, target)
-        valid = valid_map(target)
-        maps = (prediction.detach().float(), target > 0.5, valid)
-        for image in zip(*(m.squeeze(1).cpu().numpy() for m in maps), strict=True):
-            height, width = _extent(image[2])
-            # Cut off, not masked: ridges beside the border are measured as where there is no padding.
-            probability, edge, known = (m[:height, :width] for m in image)
-            radius = max(1.0, self.tolerance * math.hypot(height, width))
-            counts = match_edges(probability, edge, known, radius, self.THRESHOLDS)
-            for name, values in zip(("predicted", "correct", "found", "edges"), counts, strict=True):
-                state = getattr(self, name)
-                state += torch.as_tensor(values, device=state.device)
+        maps = torch.cat([prediction.detach().float(), target > 0.5, valid_map(target)], dim=1).cpu().numpy()
+        counts = [self._match(probability, edge > 0, known > 0) for probability, edge, known in maps]
+        for name, images in zip(("predicted", "correct", "found", "edges"), zip(*counts, strict=True), strict=False):
+            state = getattr(self, name)
+            state += torch.as_tensor(np.sum(images, axis=0), device=state.device)
+
+    def _match(self, probability: FloatMap, edge: BoolMap, known: BoolMap) -> tuple[Counts, Counts, Counts, Counts]:
+        height, width = _extent(known)
+        # Cut off, not masked: ridges beside the border are measured as where there is no padding.
+        inner = (slice(height), slice(width))
+        radius = max(1.0, self.tolerance * math.hypot(height, width))
+        return match_edges(probability[inner], edge[inner], known[inner], radius, self.THRESHOLDS)
 
     def compute(self) -> dict[str, Tensor]:
         """Return edge_f, precision and recall in percent."""
@@ -441,13 +465,24 @@ def _passed(values: FloatMap, thresholds: FloatMap) -> Counts:
     return bins[::-1].cumsum()[::-1][1:].astype(np.int64)
 
 
+def _histogram(bins: Tensor, valid: Tensor, size: int) -> Tensor:
+    """How many valid values are in each of `size` bins, int64; bins and valid of one shape.
+
+    Not by `bincount`, which makes the host wait for the largest value on CUDA.
+    """
+    counts = torch.zeros(size, dtype=torch.int64, device=bins.device)
+    # Not valid is bin 0, with a weight of 0: what stood there may be no bin at all.
+    return counts.index_add_(0, bins.where(valid, 0).flatten(), valid.flatten().long())
+
+
 def _angles(one: Tensor, other: Tensor) -> Tensor:
-    """Angles in degrees between vectors N 3; 90 where one has no direction."""
-    cross = torch.linalg.cross(one, other).norm(dim=1)
-    dot = (one * other).sum(dim=1)
-    angles = torch.rad2deg(torch.atan2(cross, dot))
-    directed = (one.abs().amax(dim=1) > 0) & one.isfinite().all(dim=1)
-    return torch.where(directed, angles, torch.full_like(angles, 90.0))
+    """B 3 H W -> B H W: angles in degrees between vectors; 90 where `one` has no direction."""
+    # By component, as a reduction over so short a dimension is several times slower.
+    (ax, ay, az), (bx, by, bz) = one.unbind(1), other.unbind(1)
+    x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    angles = torch.rad2deg(torch.atan2((x * x + y * y + z * z).sqrt(), ax * bx + ay * by + az * bz))
+    size = ax.abs() + ay.abs() + az.abs()
+    return angles.where((size > 0) & size.isfinite(), 90.0)
 
 
 def _check_shapes(prediction: Tensor, target: Tensor) -> None:

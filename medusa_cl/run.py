@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -25,7 +25,7 @@ import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from medusa_cl import __version__, rundir
+from medusa_cl import __version__, distributed, rundir
 from medusa_cl.build import (
     MEDUSA_HEAD,
     arrange_found,
@@ -33,6 +33,7 @@ from medusa_cl.build import (
     base_place,
     begins_alike,
     check,
+    check_views,
     dependencies,
     head_factories,
     head_factory,
@@ -47,6 +48,7 @@ from medusa_cl.build import (
     tracker_of,
 )
 from medusa_cl.configs.check import check_overrides
+from medusa_cl.configs.sweep import reported
 from medusa_cl.errors import ConfigError, DataError, MedusaError, MissingDataError, unknown
 
 if TYPE_CHECKING:
@@ -70,26 +72,67 @@ LISTED = {"order": "listed", "held_out": None}  # the stream as it is written
 
 def main() -> None:
     """Run the verb; errors a user can mend are one message and an exit status, not a traceback."""
+    distributed.hush()
     try:
         check_overrides(sys.argv[1:])
     except MedusaError as error:
         _fail(error)
-    _hydra_main()
+    with reported():
+        _hydra_main()
+    distributed.stop()
 
 
 @hydra.main(config_path="pkg://medusa_cl.configs", config_name="config", version_base="1.3")
 def _hydra_main(cfg: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
+    if cfg.trainer.distributed or distributed.launched() > 1:
+        with distributed.ending_together():
+            _join(cfg)
+            return _verb(cfg, overrides)
     try:
-        if cfg.mode not in MODES:
-            raise ConfigError(unknown("mode", str(cfg.mode), MODES))
-        if cfg.mode == "study" and (cfg.extend or cfg.remove):
-            raise ConfigError("mode=study learns whole streams: leave extend= and remove= out.")
-        if cfg.remove and not cfg.extend:
-            raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
-        return _study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
+        return _verb(cfg, overrides)
     except MedusaError as error:
+        if _member() is not None:
+            raise  # one member of a sweep: the others go on
         _fail(error)
+
+
+def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
+    if cfg.mode not in MODES:
+        raise ConfigError(unknown("mode", str(cfg.mode), MODES))
+    if cfg.mode == "study" and (cfg.extend or cfg.remove):
+        raise ConfigError("mode=study learns whole streams: leave extend= and remove= out.")
+    if cfg.remove and not cfg.extend:
+        raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
+    return _study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
+
+
+def _join(cfg: DictConfig) -> None:
+    """Join the processes that torchrun has started, for one run."""
+    if not cfg.trainer.distributed:
+        raise ConfigError(
+            f"torchrun has started {distributed.launched()} processes, but each would train alone. Add trainer=ddp "
+            "(or trainer.distributed=true), or leave torchrun out."
+        )
+    if cfg.mode == "study" or _member() is not None:
+        raise ConfigError(
+            "Processes that train together learn one run, with those of compare=. Start the runs of a sweep or a study "
+            "one after the other, each by torchrun, or leave torchrun and trainer.distributed out."
+        )
+    # "cuda" is the device of each process's own from now on.
+    cfg.trainer.device = distributed.start(resolve_device(cfg.trainer.device)).split(":")[0]
+    if cfg.trainer.processes > 1:
+        _console().print("trainer.processes is 1 under trainer.distributed: all processes learn the references too")
+        cfg.trainer.processes = 1
+
+
+def _console() -> Any:
+    """Return the console of a run; only one of several processes speaks."""
+    from medusa_cl.tracking.console import make_console
+
+    console = make_console()
+    console.quiet = not distributed.is_main()
+    return console
 
 
 def _fail(error: MedusaError) -> NoReturn:
@@ -107,7 +150,7 @@ def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
             chosen = [*same, *line.split(), "compare=[]"]
             other = hydra.compose("config", chosen)
             if begins_alike(other, cfg):
-                other.base = str(first.run_dir)
+                other.base = distributed.agreed(str(first.run_dir))
             other.trainer.threads = cfg.trainer.threads
             learnt.append(learn_stream(other, chosen))
         summaries = [finish(run) for run in learnt]
@@ -120,7 +163,6 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     from medusa_cl import kept, study
     from medusa_cl.tracking import RunRecorder
     from medusa_cl.tracking.comparison import study_report
-    from medusa_cl.tracking.console import make_console
 
     common = _common(overrides)
     tasks = [*(cfg.scenario.base or ()), *(cfg.scenario.stream or ())] if cfg.study.leave_one_out else ()
@@ -131,7 +173,7 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     places = _Places()
     found = {member: places.of(chosen) for member, chosen in configs.items()}
     folder = _study_folder(cfg, common)
-    console, recorder = make_console(), RunRecorder(folder, tracker_of(cfg))
+    console, recorder = _console(), RunRecorder(folder, tracker_of(cfg))
     config = OmegaConf.to_container(cfg, resolve=True)
     recorder.start(cast(Any, config), {"study": ", ".join(comparison.names), "scenario": cfg.scenario.name})
     status = "FAILED"
@@ -322,39 +364,55 @@ def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
 
     from medusa_cl.learn import timed
     from medusa_cl.start import from_base
-    from medusa_cl.tracking.console import make_console
 
     stages: dict[str, float] = {}
     with timed(stages, "set-up"):
         start: Start | None = None
         if cfg.extend:
-            cfg, start = _extended(cfg, overrides)
+            cfg, start = distributed.agreed(_extended(cfg, overrides))
         elif cfg.base not in (None, "auto"):
-            start = from_base(cfg.base)
+            start = distributed.agreed(from_base(cfg.base))
         device = resolve_device(cfg.trainer.device)
         torch.set_num_threads(int(cfg.trainer.threads))
         check(cfg, start)
         arrange_stream(cfg)
-        with rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg)) as run_dir:
+        with _run_dir(cfg) as run_dir:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
-            made = _set_up(cfg, device, run_dir, start, make_console(), stages)
+            made = _set_up(cfg, device, run_dir, start, _console(), stages)
     stages["set-up"] -= stages["data"]
     with _closing(made):
         _learn(made)
     return made
 
 
+def _run_dir(cfg: DictConfig) -> AbstractContextManager[Path]:
+    if distributed.is_main():
+        return rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg))
+    return rundir.unseen()
+
+
 def finish(made: Run) -> dict[str, Any]:
     """Compare a learnt run with its references, write its summary and show it."""
     from medusa_cl.tracking.console import report
 
+    if not distributed.is_main():
+        return _finish_beside(made)
     with _closing(made):
         summary = _summary(made)
     made.recorder.finish()
     _keep_run(made, summary)
     made.console.print(report(summary, made.run_dir, made.recorder.ui_line()))
-    return summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)}
+    return distributed.agreed(summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)})
+
+
+def _finish_beside(made: Run) -> dict[str, Any]:
+    """Take part in learning the references, and leave the rest to rank 0."""
+    with _closing(made):
+        _references(made)
+        summary: dict[str, Any] = distributed.agreed({})
+    shutil.rmtree(made.run_dir)
+    return summary
 
 
 def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
@@ -383,6 +441,8 @@ def _closing(made: Run) -> Iterator[None]:
             made.beside.terminate()
         with suppress(OSError):
             made.recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if not distributed.is_main():
+            shutil.rmtree(made.run_dir, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DataError(f"{error.strerror}, in {made.run_dir}. Free some and run again.") from error
         raise
@@ -424,9 +484,16 @@ def _check_extension(overrides: Sequence[str]) -> None:
 
 
 def _stem(cfg: DictConfig) -> str:
-    job = OmegaConf.select(cast(Any, HydraConfig.get()), "job.num") if HydraConfig.initialized() else None
-    number = "" if job is None else f"-j{job}"
+    number = "" if _member() is None else f"-j{_member()}"
     return f"{cfg.strategy.name}-{cfg.backbone.name}-s{cfg.seed}{number}"
+
+
+def _member() -> int | None:
+    """Return the number of this run in a sweep; None for a run by itself."""
+    number: int | None = None
+    if HydraConfig.initialized():
+        number = OmegaConf.select(cast(Any, HydraConfig.get()), "job.num")
+    return number
 
 
 # ---------------------------------------------------------------- setting up
@@ -444,10 +511,12 @@ def _set_up(
     from medusa_cl.tracking.console import header, progress
 
     on = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {cfg.trainer.threads} threads"
+    on = on if distributed.world() == 1 else f"{distributed.world()} processes, each on {on}"
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
-    with timed(stages, "data"):
+    with timed(stages, "data"), distributed.first_on_machine():
         scenario = scenario_of(cfg, console)
     arrange_found(cfg, scenario)
+    check_views(cfg, scenario)
     _tell_data(scenario, console)
     if cfg.trainer.select == "val" and "val" not in scenario.data:
         raise ConfigError(
@@ -455,14 +524,15 @@ def _set_up(
             f"{'scenario.val_fraction=0.1' if 'val_fraction' in cfg.scenario else 'scenario.val_size=20'}, "
             "or trainer.select=last."
         )
-    model = new_model(cfg) if start is None else loaded_model(cfg, start, scenario)
+    with distributed.first_on_machine():
+        model = new_model(cfg) if start is None else loaded_model(cfg, start, scenario)
     weights_hash = (start and start.weights_hash) or model.backbone.weights_hash()
     key = dependencies(cfg, device, scenario, weights_hash)
     place = base_place(cfg, scenario, key) if start is None and cfg.base == "auto" else None
-    if place is not None and (start := from_kept(place)) is not None:
+    if place is not None and (start := distributed.agreed(from_kept(place))) is not None:
         console.print(f"base: {start.said}")
         model = loaded_model(cfg, start, scenario)
-    bars = Progress(functools.partial(progress, console=console))
+    bars = Progress(functools.partial(progress, console=console), functools.partial(console.print, markup=False))
     made = Run(
         cfg=cfg,
         device=device,
@@ -472,7 +542,7 @@ def _set_up(
         scenario=scenario,
         model=model,
         make_strategy=strategy_factory(cfg, device, scenario, bars),
-        recorder=RunRecorder(run_dir, tracker_of(cfg)),
+        recorder=RunRecorder(run_dir, tracker_of(cfg) if distributed.is_main() else None),
         console=console,
         bars=bars,
         weights_hash=weights_hash,
@@ -527,7 +597,7 @@ def _learn(made: Run) -> None:
     recorder.start({str(k): v for k, v in config.items()}, _tags(made))
     for split, digest in scenario.content_hash.items():
         recorder.dataset(f"{scenario.name}-{split}", digest, str(getattr(scenario.data[split], "path", split)))
-    evaluator = dense_evaluator([TrackerLogger(recorder)])
+    evaluator = dense_evaluator([TrackerLogger(recorder)] if distributed.is_main() else [])
     strategy = made.make_strategy(made.model, plugins=plugins_of(cfg), evaluator=evaluator)
     made.frozen = not strategy.medusa.shared_trainable
     start, row = made.start, functools.partial(_record, made)
@@ -565,6 +635,8 @@ def _record(made: Run, k: int, matrix: TaskMatrix, scores: Mapping[str, Mapping[
     from medusa_cl.checkpoint import save_model
     from medusa_cl.learn import pictures
 
+    if not distributed.is_main():
+        return
     recorder, run_dir, model = made.recorder, made.run_dir, made.model
     matrix.to_csv(run_dir / "task_matrix.csv")
     images, drawn = pictures(made.scenario, model)
@@ -654,14 +726,9 @@ def _references(made: Run) -> Values:
     from medusa_cl.strategies.references import reference_values
     from medusa_cl.tracking.console import progress
 
-    names = _reference_names(made)
-    folder = _base_run(made)
-    if folder is not None and (folder / "summary.json").is_file():
-        made.console.print(f"{made.cfg.strategy.name}: references are those of {folder}, with that run's steps")
-        values: Values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["transfer"][
-            "reference_values"
-        ]
-        return values
+    names, known = distributed.agreed((_reference_names(made), _known_references(made)))
+    if known is not None:
+        return known
     if made.beside is not None:
         with progress("references", 1, made.console) as bar:
             made.beside.join()
@@ -669,14 +736,22 @@ def _references(made: Run) -> Values:
         made.beside = None  # what it could not learn is learnt here, where its error is seen
     recipe = _recipe(made.cfg, made.device, made.scenario, made.reference_key, made.bars)
     recipe.notify = made.console.print
-    if (
-        made.cfg.references == "auto"
-        and names
-        and (estimate := _single_task_seconds(made)) < sum(made.seconds.values())
-    ):
+    estimate, spent = distributed.agreed((_single_task_seconds(made), sum(made.seconds.values())))
+    if made.cfg.references == "auto" and names and estimate < spent:
         made.console.print(f"reference {SINGLE_TASK}: about {estimate:.0f} s, less than the run itself")
         names = [*names, SINGLE_TASK]
     return _with_parents(made, reference_values(recipe, names))
+
+
+def _known_references(made: Run) -> Values | None:
+    """Return the references of the run this one starts from; None where that has none, or none yet."""
+    folder = _base_run(made)
+    if folder is None or not (folder / "summary.json").is_file():
+        return None
+    made.console.print(f"{made.cfg.strategy.name}: references are those of {folder}, with that run's steps")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    values: Values = summary["transfer"]["reference_values"]
+    return values
 
 
 def _with_parents(made: Run, values: Values) -> Values:
@@ -778,4 +853,6 @@ def _objective(summary: Mapping[str, Any]) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    from medusa_cl.run import main as by_name  # members of a sweep, and their processes, must find all by its name
+
+    by_name()

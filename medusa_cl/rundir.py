@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,17 @@ def made(out: str | None, overwrite: bool, scenario: str, stem: str) -> Iterator
         raise
     if there:
         shutil.rmtree(aside)
+
+
+@contextmanager
+def unseen() -> Iterator[Path]:
+    """Make a directory for a process whose record nobody reads; should the block fail, it is removed."""
+    path = Path(tempfile.mkdtemp(prefix="medusa_cl-"))
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> None:

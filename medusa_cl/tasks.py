@@ -25,7 +25,7 @@ from medusa_cl.errors import TaskError, unknown
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[..., tuple[Tensor, Tensor]]
 Draw = Callable[[NDArray[Any]], NDArray[np.uint8]]
 OUTPUTS = ("classes", "binary", "values")
 
@@ -53,7 +53,8 @@ class DenseTask:
         name: The task's name, unique in a stream; also the name of its field in the data.
         kind: The function of this module that makes such a task, or any word of your own.
         channels: Channels K of the head's output (B K H W).
-        loss: `(logits B K H W at the target's size, target) -> (sum, count)`; ignored pixels are never read.
+        loss: `(logits B K H W at the target's size, target) -> (sum, count)`; ignored pixels are never read. The count
+            depends on the target alone.
         decode: `logits B K H W -> prediction` in the target's form and unit.
         metric: Makes the task's dataset-level metric, a `torchmetrics.Metric` whose `compute` gives a dict.
         primary: The key of that dict by which the task is judged.
@@ -70,6 +71,9 @@ class DenseTask:
             "values" (what `decode` makes of them is compared as it is); distillation goes by it.
         classes: Names of the classes, for tasks that have some.
         options: What the function that made a built-in task was called with.
+        frequencies: `target -> tensor` of counts that the loss needs of the whole batch, of which a process may hold a
+            share only; their sum is handed to the loss as `frequencies=`. Zeros for an empty target. None for a loss of
+            single pixels.
 
     Raises:
         TaskError: The name cannot be that of a file and of a module, or `output` is none of the three.
@@ -93,6 +97,7 @@ class DenseTask:
     output: str = "values"
     classes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    frequencies: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a name that could not be saved: heads are modules by their tasks' names, pictures are files."""
@@ -153,6 +158,7 @@ def saliency(*, name: str = "saliency", loss_weight: float = 5.0) -> DenseTask:
         kind="saliency",
         channels=1,
         loss=losses.balanced_bce,
+        frequencies=losses.class_frequencies,
         decode=torch.sigmoid,
         output="binary",
         metric=functools.partial(_metric, "SaliencyMetric"),

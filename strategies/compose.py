@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from medusa_cl import distributed
 from medusa_cl.errors import ConfigError
 
 AS_IS, DENSE, OWN, REPLACED, REFUSED = "as is", "with dense batches", "our own", "refused, ours instead", "refused"
@@ -38,6 +39,7 @@ class Verdict:
         resets: It undoes a freeze.
         feeds: It puts its own loader in the place of the strategy's; two of them do not go together.
         needs_steps: It sees an experience only by its steps, so it cannot follow one whose tasks were loaded.
+        alone: Why it trains in one process only; empty where it goes with trainer.distributed too.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Verdict:
     resets: bool = False
     feeds: bool = False
     needs_steps: bool = False
+    alone: str = ""
 
     @property
     def composes(self) -> bool:
@@ -72,6 +75,7 @@ _LWF = "It takes every output for class scores and picks channels by task number
 _RWALK = "It fails at heads added later, and divides by zero where an experience is shorter than 10 steps."
 _DISTIL = "It reads a `features` attribute of one tensor, and its mse mode passes an argument that does not exist."
 _DER = "It unpacks samples as (image, class, task) and keeps one row of class scores an image."
+_ALONE = "It keeps what it sees of the batches, of which each process sees a share, so memories would differ."
 _GDUMB = "Its buffer repacks samples as (image, class), and it puts a copy in the place of the model."
 _CWR = "It consolidates the rows of one last linear layer, class by class; dense heads have none."
 _LFL = "It asks the model for one feature vector an image and freezes one last linear layer."
@@ -133,7 +137,12 @@ def _own() -> Iterable[Verdict]:
     yield Verdict("MedusaPlugin", OWN, "The freeze, for any SGD strategy of Avalanche.")
     yield Verdict("DenseLwF", OWN, "Distillation by kind of task.", config="lwf", protects_old=True)
     yield Verdict(
-        "DenseDER", OWN, "Dark experience replay of logits; beta > 0: DER++.", config="der", protects_old=True
+        "DenseDER",
+        OWN,
+        "Dark experience replay of logits; beta > 0: DER++.",
+        config="der",
+        protects_old=True,
+        alone=_ALONE,
     )
     yield Verdict("FeatureDistillation", OWN, "Holds features.", config="feature_distillation", protects_shared=True)
     yield Verdict("RWalk", OWN, _IMPORTANCE, config="rwalk", protects_shared=True, needs_steps=True)
@@ -142,6 +151,7 @@ def _own() -> Iterable[Verdict]:
     yield Verdict("LRSchedule", OWN, "Cosine or poly rates for every part (trainer.schedule).")
     yield Verdict("GradientClipping", OWN, "Bounds the gradient's norm (trainer.clip).")
     yield Verdict("Progress", OWN, "Shows the steps.")
+    yield Verdict("EqualRanks", OWN, "Keeps processes that train together equal (trainer.distributed).")
 
 
 def _replaced() -> Iterable[Verdict]:
@@ -186,6 +196,7 @@ def _without_a_counterpart() -> Iterable[Verdict]:
 MENDS = {
     "SynapticIntelligencePlugin": "mend_synaptic",
     "MASPlugin": "mend_aware",
+    "ReplayPlugin": "mend_replay",
     "AGEMPlugin": "mend_projection",
     "GEMPlugin": "mend_projection",
 }
@@ -308,6 +319,11 @@ def _refusal(plugin: Any, verdict: Verdict, shared_trainable: bool) -> str | Non
     """Say why a plugin cannot be part of a strategy; None where it can."""
     if not verdict.composes:
         return _does_not_compose(verdict)
+    if verdict.alone and distributed.world() > 1:
+        return (
+            f"{verdict.name} does not go with trainer.distributed. {verdict.alone} "
+            "Leave it out, use ReplayPlugin (plugins=[replay]), or train in one process."
+        )
     if verdict.projects and not shared_trainable:
         return (
             f"{verdict.name} projects the gradients of shared weights, but none is trainable after experience 0. "

@@ -325,7 +325,7 @@ class DenseDER(SupervisedPlugin):
             return
         drawn = self.draw(strategy)
         images, targets, labels = collate([self._datasets[kept.label][kept.position] for kept in drawn])
-        output = strategy.model(images.to(strategy.device), labels.to(strategy.device))
+        output = strategy.model(images.to(strategy.device), labels)
         strategy.loss = strategy.loss + self.alpha * self.distance(output, drawn)
         if self.beta:
             strategy.loss = strategy.loss + self.beta * strategy._criterion(output, targets.to(strategy.device))

@@ -7,14 +7,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torchmetrics import Metric
 
+from medusa_cl import distributed
 from medusa_cl.losses import at_size
 from medusa_cl.results import TaskMatrix
+from medusa_cl.tasks import DenseTask
 
 WITHIN_TRAINING = "/eval_phase/"
 """Part of the names of values that were measured while an experience was being learnt."""
@@ -37,7 +40,7 @@ class DenseMetrics(PluginMetric[dict[str, dict[str, float]]]):
         super().__init__()
         self.results: dict[str, dict[str, float]] = {}
         self.within_training = False
-        self._running: dict[str, Metric] = {}
+        self._running: dict[tuple[int, str], Metric] = {}
 
     def result(self) -> dict[str, dict[str, float]]:
         """Return `results`."""
@@ -67,28 +70,36 @@ class DenseMetrics(PluginMetric[dict[str, dict[str, float]]]):
     def before_eval(self, strategy: Any) -> None:
         """Begin an evaluation."""
         self.reset()
+        self._running = {}
 
     def before_eval_exp(self, strategy: Any) -> None:
-        """Begin an experience."""
-        self._running = {name: task.metric().to(strategy.device) for name, task in strategy.experience.tasks.items()}
+        """Begin the tasks that are answered in the pass to come."""
+        source = strategy.experience.source
+        for name, task in self._answered(strategy).items():
+            self._running[id(source), name] = task.metric().to(strategy.device)
+
+    @staticmethod
+    def _answered(strategy: Any) -> dict[str, DenseTask]:
+        together = getattr(strategy, "evaluated_together", None)
+        return strategy.experience.tasks if together is None else together  # type: ignore[no-any-return]
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Score a batch: logits are resized to the targets here and decoded by the task."""
-        for name, metric in self._running.items():
-            target = strategy.mb_y.entries.get(name)
-            if target is None:
-                continue
-            output = strategy.mb_output.entries[name]
-            logits = output.value[(output.rows[:, None] == target.rows).any(1)]
-            prediction = strategy.experience.tasks[name].decode(at_size(logits, tuple(target.value.shape[-2:])))
-            metric.update(prediction, target.value)
+        source = strategy.experience.source
+        for name, target in strategy.mb_y.entries.items():
+            task, output = strategy.model.tasks[name], strategy.mb_output.entries[name]
+            if not torch.equal(output.rows, target.rows):
+                output = output.pick((output.rows[:, None] == target.rows).any(1).nonzero().flatten(), target.rows)
+            prediction = task.decode(at_size(output.value, tuple(target.value.shape[-2:])))
+            self._running[id(source), name].update(prediction, target.value)
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Publish an experience's values."""
-        values = {name: {k: float(v) for k, v in metric.compute().items()} for name, metric in self._running.items()}
+        experience = strategy.experience
+        running = {name: self._running[id(experience.source), name] for name in experience.tasks}
+        values = {name: {k: float(v) for k, v in metric.compute().items()} for name, metric in running.items()}
         self.results |= values
         flat = {f"{name}_{key}": value for name, row in values.items() for key, value in row.items()}
-        experience = strategy.experience
         stream = experience.origin_stream.name
         if not self.within_training:
             learnt = len(strategy.model.tasks)
@@ -221,7 +232,7 @@ class TrainingMetrics(PluginMetric[dict[str, float]]):
     def after_training_iteration(self, strategy: Any) -> list[MetricValue] | None:
         """Publish, every few steps."""
         self.step += 1
-        self._images += len(strategy.mb_y)
+        self._images += len(strategy.mb_y) * distributed.world()
         if self.step % self.every:
             return None
         rate = self._images / max(time.perf_counter() - self._since, 1e-9)
@@ -232,6 +243,10 @@ class TrainingMetrics(PluginMetric[dict[str, float]]):
 
     def __str__(self) -> str:
         return "training"
+
+
+OURS = (DenseMetrics, TaskMatrixMetric, TrainingMetrics)
+"""The metrics that know of tasks evaluated together."""
 
 
 def dense_evaluator(loggers: Sequence[Any] = (), every: int = 10, stream: str = "test") -> EvaluationPlugin:

@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 
+from medusa_cl import distributed
 from medusa_cl.batch import Features
 from medusa_cl.data.features import FrozenFeatures
-from medusa_cl.data.loader import IDENTITY, View, padded_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
 from medusa_cl.strategies import compose
+from medusa_cl.strategies.caching import FeatureCache
 from medusa_cl.strategies.template import (
     DenseModule,
     DenseTemplate,
     eval_loader,
     parameter_groups,
+    planned_steps,
     rebuild_optimizer,
     train_loader,
 )
 
 FREEZE = ("backbone", "stages", "none")
-CACHE = ("auto", "memory", "off")
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes of features that cache_features=auto keeps at most, for each split."""
 
 
 class MedusaPlugin(SupervisedPlugin):
@@ -50,13 +50,17 @@ class MedusaPlugin(SupervisedPlugin):
         stages: Names of parts, see `Backbone.stages`; None for the first half of them.
         freeze_from: The first experience that finds the backbone frozen: 1, or 0 for one that is never trained.
         freeze_old_heads: Freeze a head once its task is learnt.
-        cache_features: "auto" keeps a frozen backbone's features in memory where the views are few enough to list,
-            "memory" insists, "off" runs the backbone each time.
+        cache_features: Whether and where a frozen backbone's features are kept, see `FeatureCache`.
+        cache_precision: In what they are kept, see there.
+        cache_dir: Where files of them go, see there.
         seed: What order and views depend on where the host strategy has no seed of its own.
-        kept: Features kept before, to be shared by strategies on the same frozen backbone.
+        kept: Features kept before, by digest, to be shared by strategies on the same frozen backbone.
+
+    Attributes:
+        cache: The `FeatureCache`.
 
     Raises:
-        ConfigError: An option has an unknown value.
+        ConfigError: An option has an unknown value, or features of a trainable backbone are to be kept.
     """
 
     def __init__(
@@ -67,21 +71,26 @@ class MedusaPlugin(SupervisedPlugin):
         freeze_from: int = 1,
         freeze_old_heads: bool = True,
         cache_features: str = "auto",
+        cache_precision: str = "32",
+        cache_dir: str | Path | None = None,
         seed: int = 0,
         kept: dict[str, FrozenFeatures] | None = None,
     ) -> None:
         super().__init__()
-        for key, value, known in (("freeze", freeze, FREEZE), ("cache_features", cache_features, CACHE)):
-            if value not in known:
-                raise ConfigError(unknown(f"strategy.{key}", str(value), known))
+        if freeze not in FREEZE:
+            raise ConfigError(unknown("strategy.freeze", str(freeze), FREEZE))
         if freeze_from not in (0, 1):
             raise ConfigError(f"Expected strategy.freeze_from=0 or 1, but got {freeze_from}.")
         self.freeze, self.freeze_from, self.freeze_old_heads = freeze, freeze_from, freeze_old_heads
         self.stages = None if stages is None else tuple(stages)
-        self.cache_features, self.seed = cache_features, seed
-        self._features: dict[str, FrozenFeatures] = {} if kept is None else kept
-        self._needed: dict[str, int] = {}
-        self._warned = self._warned_of_size = False
+        self.seed = seed
+        self.cache = FeatureCache(cache_features, cache_precision, cache_dir, kept)
+        if self.cache.insists and freeze != "backbone":
+            raise ConfigError(
+                f"strategy.cache_features={cache_features} keeps features of a frozen backbone, but strategy.freeze="
+                f"{freeze} goes on training it. Set strategy.cache_features=auto."
+            )
+        self._warned = False
 
     @property
     def shared_trainable(self) -> bool:
@@ -120,15 +129,15 @@ class MedusaPlugin(SupervisedPlugin):
         if not isinstance(strategy, DenseTemplate):
             rebuild_optimizer(strategy.optimizer, parameter_groups(strategy.model, None, None))
             self._drop_frozen_samples(strategy)
-            strategy.dataloader = train_loader(strategy, seed=self.seed, features=self._kept(strategy, train=True))
-        elif (features := self._kept(strategy, train=True)) is not None:
+            strategy.dataloader = train_loader(strategy, seed=self.seed, features=self._to_train(strategy))
+        elif (features := self._to_train(strategy)) is not None:
             strategy.make_train_dataloader(features=features)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Drop rows (of replay, for instance) that no gradient could come from."""
         learning = self._learning(strategy.model)
         x, y, labels = strategy.mbatch
-        keep = torch.isin(labels, torch.tensor(learning, device=labels.device))
+        keep = torch.isin(labels.cpu(), torch.tensor(learning))
         if bool(keep.all()):
             return
         self._warn()
@@ -144,8 +153,42 @@ class MedusaPlugin(SupervisedPlugin):
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Evaluate from kept features where the backbone is frozen."""
-        if (features := self._kept(strategy, train=False)) is not None:
+        experience = strategy.experience
+        own = isinstance(strategy, DenseTemplate)
+        tasks = strategy.evaluated_together if own else experience.tasks
+        features = self.features_of(strategy, experience.source, tasks, _split(experience)) if tasks else None
+        if features is not None and own:
+            strategy.make_eval_dataloader(features=features)
+        elif features is not None:
             strategy.dataloader = eval_loader(strategy, features=features)
+
+    def features_of(self, strategy: Any, source: DenseData, tasks: Iterable[str], split: str) -> FrozenFeatures | None:
+        """Return kept features of images as they are, None where there are to be none.
+
+        Args:
+            strategy: What evaluates.
+            source: The images.
+            tasks: The tasks whose heads are asked.
+            split: What the images are, for people.
+        """
+        batch_size = strategy.train_mb_size // distributed.world()
+        return self.cache.of(strategy.model, source, None, tasks, batch_size=batch_size, split=split)
+
+    def _to_train(self, strategy: Any) -> FrozenFeatures | None:
+        experience = strategy.experience
+        steps = planned_steps(strategy)
+        if not steps:  # gone through only, with a base that was loaded
+            return None
+        return self.cache.of(
+            strategy.model,
+            experience.source,
+            experience.augmentation,
+            experience.tasks,
+            batch_size=strategy.train_mb_size // distributed.world(),
+            split=_split(experience),
+            draws=steps * strategy.train_mb_size * _experiences_left(experience),
+            workers=getattr(strategy, "workers", 0),
+        )
 
     def _learning(self, model: DenseModule) -> list[int]:
         """Return the labels whose samples can still teach something."""
@@ -180,59 +223,15 @@ class MedusaPlugin(SupervisedPlugin):
             for task in tasks:
                 model.model.freeze_head(task)
 
-    def _fits(self, model: DenseModule, source: DenseData, views: int) -> bool:
-        """Whether features of all images in so many views take less than the limit; measured on one image."""
-        if source.content_hash not in self._needed:
-            self._needed[source.content_hash] = _bytes_an_image(model, padded_image(source, 0)) * len(source)
-        needed = self._needed[source.content_hash] * views
-        if needed > MEMORY_LIMIT and not self._warned_of_size:
-            self._warned_of_size = True
-            warnings.warn(
-                f"Features would take {needed / 2**30:.1f} GiB, more than {MEMORY_LIMIT / 2**30:.0f} GiB, so the "
-                "frozen backbone is run each time. strategy.cache_features=memory insists on keeping them.",
-                stacklevel=3,
-            )
-        return needed <= MEMORY_LIMIT
 
-    def _kept(self, strategy: Any, *, train: bool) -> FrozenFeatures | None:
-        model, experience = strategy.model, strategy.experience
-        views = _views(experience) if train else (IDENTITY,)
-        if self.cache_features == "off" or not model.backbone.frozen or model.model.needs_images(experience.tasks):
-            return None
-        if views is None:
-            if train and self.cache_features == "memory":
-                raise ConfigError(
-                    "strategy.cache_features=memory needs views that can be listed, but scenario.augment draws from "
-                    "endless ones. Leave only flip there (zooms: [1.0], scale: null, rotation: 0, crop: null), or set "
-                    "strategy.cache_features=auto."
-                )
-            return None
-        source = experience.source
-        key = f"{source.content_hash}/{len(source)}"
-        if self.cache_features == "auto" and not self._fits(model, source, len(views)):
-            return None
-        if key not in self._features:
-            self._features[key] = FrozenFeatures(
-                model.backbone,
-                source,
-                (),
-                batch_size=strategy.train_mb_size,
-                device=strategy.device,
-                forward=model.model.features,
-            )
-        for view in views:
-            self._features[key].add(view)
-        return self._features[key]
+def _split(experience: Any) -> str:
+    return str(getattr(getattr(experience, "origin_stream", None), "name", "images"))
 
 
-def _bytes_an_image(model: DenseModule, image: torch.Tensor) -> int:
-    with torch.no_grad():
-        features = model.model.features(image[None].to(next(model.parameters()).device))
-    return sum(scale.nbytes for scale in features)
-
-
-def _views(experience: Any) -> tuple[View, ...] | None:
-    return (IDENTITY,) if experience.augmentation is None else experience.augmentation.views
+def _experiences_left(experience: Any) -> int:
+    """Return how many experiences a stream has from this one on; 1 of one that belongs to none."""
+    stream = getattr(experience, "origin_stream", None)
+    return max(len(stream) - experience.current_experience, 1) if stream is not None else 1
 
 
 class Medusa(DenseTemplate):
@@ -245,6 +244,8 @@ class Medusa(DenseTemplate):
         freeze_from: See `MedusaPlugin`.
         freeze_old_heads: See `MedusaPlugin`.
         cache_features: See `MedusaPlugin`.
+        cache_precision: See `MedusaPlugin`.
+        cache_dir: See `MedusaPlugin`.
         kept: See `MedusaPlugin`.
         plugins: Avalanche plugins to compose with, called after Medusa's own.
         **options: Options of `DenseTemplate`.
@@ -262,6 +263,8 @@ class Medusa(DenseTemplate):
         freeze_from: int = 1,
         freeze_old_heads: bool = True,
         cache_features: str = "auto",
+        cache_precision: str = "32",
+        cache_dir: str | Path | None = None,
         kept: dict[str, FrozenFeatures] | None = None,
         plugins: Sequence[Any] = (),
         **options: Any,
@@ -272,6 +275,8 @@ class Medusa(DenseTemplate):
             freeze_from=freeze_from,
             freeze_old_heads=freeze_old_heads,
             cache_features=cache_features,
+            cache_precision=cache_precision,
+            cache_dir=cache_dir,
             seed=options.get("seed", 0),
             kept=kept,
         )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
+from medusa_cl import distributed
 from medusa_cl.data.loader import DenseDataset, DenseLoader
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
-from medusa_cl.strategies.template import planned_steps
+from medusa_cl.losses import at_size
+from medusa_cl.strategies.medusa import MedusaPlugin
+from medusa_cl.strategies.template import LOOK_EVERY, planned_steps
 from medusa_cl.tasks import DenseTask
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -134,11 +137,32 @@ class ValSelection(SupervisedPlugin):
         metrics = {name: task.metric().to(strategy.device) for name, task in tasks.items()}
         assert self._source is not None
         dataset = DenseDataset(self._source, tasks, strategy.experience.task_label)
-        for images, targets, _ in DenseLoader(dataset, strategy.eval_mb_size, tasks=tasks):
-            predicted = strategy.model.model.predict(images.to(strategy.device), list(tasks))
-            for name, entry in targets.to(strategy.device).entries.items():
-                metrics[name].update(predicted[name][entry.rows], entry.value)
+        features = next((p.features_of(strategy, self._source, tasks, "val") for p in _medusa(strategy)), None)
+        loader = DenseLoader(dataset, strategy.eval_mb_size, tasks=tasks, features=features, shard=distributed.shard())
+        with _evaluating(strategy.model):
+            for x, y, _ in loader:
+                targets = y.to(strategy.device)
+                rows = {name: entry.rows for name, entry in targets.entries.items()}
+                answers = strategy.model.answer(x.to(strategy.device), rows)
+                for name, (_, target, _) in targets.entries.items():
+                    logits = at_size(answers.entries[name].value, tuple(target.shape[-2:]))
+                    metrics[name].update(tasks[name].decode(logits), target)
         return {name: float(metric.compute()[tasks[name].primary]) for name, metric in metrics.items()}
+
+
+def _medusa(strategy: Any) -> Iterator[MedusaPlugin]:
+    yield from (plugin for plugin in strategy.plugins if isinstance(plugin, MedusaPlugin))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(mode)
 
 
 def _val_split(experience: Any, plugin: str) -> DenseData:
@@ -182,15 +206,21 @@ class Progress(SupervisedPlugin):
     """Shows every training step.
 
     Args:
-        bar: `(label, steps) -> context` of an object with `advance(steps, images, loss)` and `images_per_second`.
+        bar: `(label, steps) -> context` of an object with `advance(steps, images, loss)`, `to(done, total)` and
+            `images_per_second`.
+        say: Called with lines on what else is done.
 
     Attributes:
         rates: Images a second by experience.
     """
 
-    def __init__(self, bar: Callable[[str, int], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self,
+        bar: Callable[[str, int], AbstractContextManager[Any]],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         super().__init__()
-        self._make, self._open = bar, ExitStack()
+        self.bar, self.say, self._open = bar, say, ExitStack()
         self._bar: Any = None
         self.rates: dict[str, float] = {}
 
@@ -198,11 +228,13 @@ class Progress(SupervisedPlugin):
         """Open a bar, unless there is nothing to do."""
         self._bar = None
         if steps := planned_steps(strategy):
-            self._bar = self._open.enter_context(self._make(strategy.experience.name, steps))
+            self._bar = self._open.enter_context(self.bar(strategy.experience.name, steps))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Advance it."""
-        self._bar.advance(1, len(strategy.mb_y), float(strategy.loss.detach()))
+        """Advance it; to look at a loss on a device is to wait for it, so that is done seldom."""
+        due = strategy.device.type == "cpu" or self._bar.done % LOOK_EVERY == 0
+        loss = float(strategy.loss.detach()) if due else None
+        self._bar.advance(1, len(strategy.mb_y) * distributed.world(), loss)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Close it."""

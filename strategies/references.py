@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medusa_cl import kept
+from medusa_cl import distributed, kept
 from medusa_cl.checkpoint import load_model, save_model
 from medusa_cl.data.features import FrozenFeatures
 from medusa_cl.errors import ConfigError, unknown
@@ -97,7 +97,7 @@ def reference_values(recipe: Recipe, names: Sequence[str]) -> dict[str, Values]:
 def _kept_or_learnt(recipe: Recipe, name: str) -> Values:
     wanted = list(recipe.scenario.tasks) if name == SINGLE_TASK else list(recipe.scenario.stream)
     places = {task: recipe.place(name, task) for task in wanted}
-    found = {task: kept.read(path) for task, path in places.items()}
+    found = distributed.agreed({task: kept.read(path) for task, path in places.items()})
     values: Values = {task: entry["value"] for task, entry in found.items() if entry is not None}
     if values:
         recipe.notify(f"reference {name}: kept from an earlier run ({', '.join(values)})")
@@ -105,7 +105,7 @@ def _kept_or_learnt(recipe: Recipe, name: str) -> Values:
         recipe.notify(f"reference {name}: {REFERENCES[name]}")
         single = name == SINGLE_TASK
         new = _single_task(recipe, missing) if single else _on_plain_features(recipe, HEAD_OF[name], missing)
-        for task, value in new.items():
+        for task, value in new.items() if distributed.is_main() else ():
             kept.write(places[task], {"value": value})
         values |= new
     return {task: values[task] for task in wanted}
@@ -126,11 +126,13 @@ def _on_plain_features(recipe: Recipe, head: str, names: Sequence[str]) -> Value
 def _plain_base(recipe: Recipe) -> Path:
     """Return the directory of plain multitask features: the base tasks learnt together under plain heads."""
     place = recipe.place("plain_base").with_suffix("")
-    if not (place / "model.json").is_file():
+    if not distributed.agreed((place / "model.json").is_file()):
         model = MultiTaskModel(recipe.backbone(), recipe.heads["plain"], recipe.precision)
         strategy = recipe.strategy(model, freeze="backbone", freeze_old_heads=True)
         strategy.train(recipe.scenario.train_stream[0], eval_streams=[])
-        save_model(model, place)
+        if distributed.is_main():
+            save_model(model, place)
+        distributed.barrier()  # the others load what rank 0 has saved
     return place
 
 

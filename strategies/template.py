@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from medusa_cl.batch import Entry, Features, TaskBatch
-from medusa_cl.data.features import in_batches_of
-from medusa_cl.data.loader import DenseLoader, FeatureSource
+from medusa_cl.data.features import at_a_time, in_batches_of
+from medusa_cl.data.loader import DenseDataset, DenseLoader, FeatureSource
+from medusa_cl.distributed import average_gradients, shard, summed, world
 from medusa_cl.errors import TaskError, TrainingError
 from medusa_cl.losses import at_size
 from medusa_cl.models.backbone import Backbone
@@ -27,8 +28,11 @@ from medusa_cl.models.heads import HeadFactory, MedusaHead
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.randomness import seeded
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
-from medusa_cl.strategies.evaluation import TaskMatrixMetric, TrainingMetrics, dense_evaluator
+from medusa_cl.strategies.evaluation import OURS, TaskMatrixMetric, TrainingMetrics, dense_evaluator
 from medusa_cl.tasks import DenseTask
+
+LOOK_EVERY = 10
+"""Steps between two looks at a loss on a device, for each makes this process wait; one that is not finite stays so."""
 
 
 class DenseModule(MultiTaskModule):
@@ -102,25 +106,29 @@ class DenseModule(MultiTaskModule):
         Returns:
             Logits B K H/4 W/4 by task.
         """
-        count = x.size(0)
-        rows = self._rows(task_labels, count, x[0].device)
-        answers = self.model(tuple(x) if isinstance(x, Features) else x, rows, extract=self.features)
-        return TaskBatch({task: Entry(rows[task], logits, aux) for task, (logits, aux) in answers.items()}, count)
+        return self.answer(x, self._rows(task_labels, x.size(0)))
+
+    def answer(self, x: Tensor | Features, rows: Mapping[str, Tensor]) -> TaskBatch:
+        """Answer the tasks given, each for its rows (int64 n on the CPU) of the batch alone."""
+        given = tuple(scale.float() for scale in x) if isinstance(x, Features) else x
+        answers = self.model(given, rows, extract=self.features)
+        return TaskBatch({task: Entry(rows[task], logits, aux) for task, (logits, aux) in answers.items()}, x.size(0))
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features of images B 3 H W; batch by full batch where the backbone is frozen."""
         if self.batch_size and self.backbone.frozen:
-            return in_batches_of(self.model.features, images, self.batch_size)
+            count = at_a_time(self.backbone, self.batch_size // world())
+            return in_batches_of(self.model.features, images, count)
         return self.model.features(images)
 
-    def _rows(self, labels: Tensor | int | None, count: int, device: torch.device) -> dict[str, Tensor]:
-        everything = torch.arange(count, device=device)
+    def _rows(self, labels: Tensor | int | None, count: int) -> dict[str, Tensor]:
+        everything = torch.arange(count)
         if labels is None:
             return dict.fromkeys(self.tasks, everything)
         if isinstance(labels, int):
             return dict.fromkeys(self._tasks_of(labels), everything)
         found: dict[str, Tensor] = {}
-        labels = labels.to(device)
+        labels = labels.cpu()
         for label in labels.unique().tolist():
             for task in self._tasks_of(int(label)):
                 mask = labels == label
@@ -176,18 +184,59 @@ class DenseCriterion(nn.Module):
 
     def terms(self, output: TaskBatch, target: TaskBatch) -> dict[str, Tensor]:
         """Return each task's weighted loss, a scalar: its mean over valid pixels, final plus deep supervision."""
-        shared = [task for task in target.entries if task in output.entries]
-        return {task: self._term(self.tasks[task], output.entries[task], target.entries[task]) for task in shared}
+        parts = self._parts(output, target, self._frequencies(target))
+        return {task: self.tasks[task].loss_weight * _mean(sums) for task, sums in parts.items()}
 
-    @staticmethod
-    def _term(task: DenseTask, output: Entry, target: Entry) -> Tensor:
-        matched = output if torch.equal(output.rows, target.rows) else _matched(output, target.rows)
-        total = matched.value.new_zeros(())
-        for logits in (matched.value, *matched.aux):
-            size = (int(target.value.shape[-2]), int(target.value.shape[-1]))
-            loss, count = task.loss(at_size(logits, size), target.value)
-            total = total + loss / count.clamp(min=1)
-        return task.loss_weight * total
+    def pooled(self, output: TaskBatch, target: TaskBatch) -> dict[str, Tensor]:
+        """Return each task's loss over the shares of all processes; the terms themselves where there is one process.
+
+        Every process must call it for its share of the same batch. The values are those of the whole batch, the same
+        everywhere, also for tasks that a share has no target of; the mean over processes of the gradients is its
+        gradient.
+        """
+        if world() == 1:
+            return self.terms(output, target)
+        parts = self._parts(output, target, self._pooled_frequencies(target, output.device))
+        none = torch.zeros((), device=output.device)
+        mine = {task: sum((loss for loss, _ in sums), start=none) for task, sums in parts.items()}
+        counts = {task: sums[0][1] for task, sums in parts.items()}
+        rows = [torch.stack([mine.get(task, none).detach(), counts.get(task, none)]) for task in self.tasks]
+        pooled = {}
+        for task, (loss, count) in zip(self.tasks, summed(torch.stack(rows).double()), strict=True):
+            share = world() * mine[task] if task in mine else none
+            pooled[task] = (loss + (share - share.detach())) / count.clamp(min=1) * self.tasks[task].loss_weight
+        return {task: term.float() for task, term in pooled.items()}
+
+    def _parts(
+        self, output: TaskBatch, target: TaskBatch, frequencies: Mapping[str, Tensor]
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Return each task's (sum, count), of its answer and of those under deep supervision."""
+        shared = [task for task in target.entries if task in output.entries]
+        options = {task: {"frequencies": value} for task, value in frequencies.items()}
+        return {
+            task: _sums(self.tasks[task], output.entries[task], target.entries[task], **options.get(task, {}))
+            for task in shared
+        }
+
+    def _frequencies(self, target: TaskBatch) -> dict[str, Tensor]:
+        """Return what losses ask of a whole batch, by task."""
+        found = {}
+        for task, entry in target.entries.items():
+            count = self.tasks[task].frequencies if task in self.tasks else None
+            if count is not None:
+                found[task] = count(entry.value)
+        return found
+
+    def _pooled_frequencies(self, target: TaskBatch, device: torch.device) -> dict[str, Tensor]:
+        """Return the same, summed over the shares of all processes."""
+        names = [name for name, task in self.tasks.items() if task.frequencies is not None]
+        if not names:
+            return {}
+        mine = self._frequencies(target)
+        nothing = torch.zeros(0, device=device)
+        parts = [mine[name] if name in mine else self.tasks[name].frequencies(nothing) for name in names]  # type: ignore[misc]
+        whole = summed(torch.cat(parts)).split([len(part) for part in parts])
+        return dict(zip(names, whole, strict=True))
 
     def forward(self, output: TaskBatch, target: TaskBatch) -> Tensor:
         """Return the sum of the terms; a task without an answer or without a target adds nothing."""
@@ -197,6 +246,20 @@ class DenseCriterion(nn.Module):
     def sum(terms: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """Return the sum of terms, 0 of none."""
         return torch.stack(list(terms.values())).sum() if terms else torch.zeros((), device=device)
+
+
+def _sums(task: DenseTask, output: Entry, target: Entry, **frequencies: Tensor) -> list[tuple[Tensor, Tensor]]:
+    matched = output if torch.equal(output.rows, target.rows) else _matched(output, target.rows)
+    size = (int(target.value.shape[-2]), int(target.value.shape[-1]))
+    answers = (matched.value, *matched.aux)
+    return [task.loss(at_size(logits, size), target.value, **frequencies) for logits in answers]
+
+
+def _mean(sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    total = sums[0][0].new_zeros(())
+    for loss, count in sums:
+        total = total + loss / count.clamp(min=1)
+    return total
 
 
 def _matched(output: Entry, rows: Tensor) -> Entry:
@@ -224,18 +287,22 @@ def train_loader(strategy: Any, *, seed: int, workers: int = 0, features: Featur
         train=True,
         workers=workers,
         pin_memory=strategy.device.type == "cuda",
+        shard=shard(),
     )
 
 
-def eval_loader(strategy: Any, *, workers: int = 0, features: FeatureSource | None = None) -> DenseLoader:
-    """Make the loader of the experience a strategy is about to be tested on: all images, in order, as they are."""
+def eval_loader(
+    strategy: Any, *, workers: int = 0, features: FeatureSource | None = None, dataset: Any = None
+) -> DenseLoader:
+    """Make the loader of images to test on, in order, as they are: those of the experience, or of another dataset."""
     return DenseLoader(
-        strategy.adapted_dataset,
+        strategy.adapted_dataset if dataset is None else dataset,
         strategy.eval_mb_size,
         tasks=strategy.experience.tasks,
         features=features,
         workers=workers,
         pin_memory=strategy.device.type == "cuda",
+        shard=shard(),
     )
 
 
@@ -397,9 +464,60 @@ class DenseTemplate(SupervisedTemplate):
         if self._step >= self.total_steps:
             self.stop_training()
 
-    def make_eval_dataloader(self, **kwargs: Any) -> None:
-        """Load all images in order."""
-        self.dataloader = eval_loader(self, workers=self.workers)
+    @property
+    def evaluated_together(self) -> dict[str, DenseTask]:
+        """The tasks to be answered in the pass of the current experience; none where an earlier one has done so.
+
+        All learnt tasks of the experiences under evaluation that have the same images go in one pass, with the first of
+        them: the images are loaded once and their features made once. With metrics other than our own, which may look
+        at one experience after the other, each has its own pass.
+        """
+        experience = self.experience
+        if not self._only_ours:
+            return dict(experience.tasks)
+        alike = [other for other in self.current_eval_stream if other.source is experience.source]
+        if alike[0].task_label != experience.task_label:
+            return {}
+        known = self.model.tasks
+        return {name: task for other in alike for name, task in other.tasks.items() if name in known}
+
+    @property
+    def _only_ours(self) -> bool:
+        return all(isinstance(metric, OURS) for metric in self.evaluator.metrics)
+
+    def make_eval_dataloader(self, features: FeatureSource | None = None, **kwargs: Any) -> None:
+        """Load images in order, as they are, with the targets of all tasks evaluated together."""
+        loader: Any = []
+        if tasks := self.evaluated_together:
+            images = DenseDataset(self.experience.source, tasks, EVERYTHING)
+            loader = eval_loader(self, workers=self.workers, features=features, dataset=images)
+        self.dataloader = loader
+
+    def eval_epoch(self, **kwargs: Any) -> None:
+        """Answer every batch; the training loss is computed only for metrics that may ask for it."""
+        if not self._only_ours:
+            super().eval_epoch(**kwargs)
+            return
+        for batch in self.dataloader:
+            self.mbatch = batch
+            self._unpack_minibatch()
+            self._before_eval_iteration(**kwargs)
+            self._before_eval_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_eval_forward(**kwargs)
+            self._after_eval_iteration(**kwargs)
+
+    def forward(self) -> TaskBatch:
+        """Answer the batch; in evaluation only what can be scored: each task on the images that have its target."""
+        if self.is_training:
+            answers: TaskBatch = super().forward()
+            return answers
+        return self.model.answer(self.mb_x, {task: entry.rows for task, entry in self.mb_y.entries.items()})
+
+    def _unpack_minibatch(self) -> None:
+        """Move the batch to the device; labels stay, as rows are picked by them here."""
+        x, y, labels = self.mbatch
+        self.mbatch = [x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True), labels]
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """Rebuild the optimizer over what is trainable, without any state."""
@@ -415,20 +533,30 @@ class DenseTemplate(SupervisedTemplate):
         self.make_optimizer()
 
     def criterion(self) -> Tensor:
-        """Return the loss and keep its terms by task for the loggers."""
-        self.mb_losses = self._criterion.terms(self.mb_output, self.mb_y)
-        loss: Tensor = self._criterion.sum(self.mb_losses, self.mb_output.device)
+        """Return the loss and keep its terms by task for the loggers; in training, over the batches of all ranks."""
+        find = self._criterion.pooled if self.is_training else self._criterion.terms
+        terms: dict[str, Tensor] = find(self.mb_output, self.mb_y)
+        self.mb_losses = {task: term for task, term in terms.items() if task in self.mb_y.entries}
+        loss: Tensor = self._criterion.sum(terms, self.mb_output.device)
         return loss
 
     def backward(self) -> None:
-        """Run the backward pass of a finite loss.
+        """Run the backward pass of a finite loss; gradients are then the mean over ranks.
 
         Raises:
             TrainingError: The loss is NaN or infinite.
         """
-        if not torch.isfinite(self.loss):
+        last = self._step + 1 == self.total_steps
+        due = self.device.type == "cpu" or last or self._step % LOOK_EVERY == 0
+        if due and not torch.isfinite(self.loss):
             raise TrainingError(self._not_finite())
-        super().backward()
+        if self.loss.requires_grad or world() == 1:  # a rank whose share has no target has nothing to go back through
+            super().backward()
+        average_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
+
+    def _check_distributed_training_compatibility(self) -> bool:
+        """Ask `compose` instead, which knows each plugin: Avalanche would warn of all but a few."""
+        return True
 
     def _not_finite(self) -> str:
         bad = [task for task, loss in self.mb_losses.items() if not torch.isfinite(loss)]

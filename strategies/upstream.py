@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from medusa_cl import distributed
+
 
 def _once(mend: Callable[[Any], None]) -> Callable[[Any], None]:
     def mend_once(plugin: Any) -> None:
@@ -28,6 +30,7 @@ def mend_projection(kind: Any) -> None:
 
     Upstream leaves out parameters that the batch at hand gives no gradient, such as other tasks' heads. What is then
     stepped along is a part of the projected gradient, and that part alone may well harm what the memory is to protect.
+    Upstream also takes each process's own memory batch for the whole one.
     """
     project = kind.after_backward
 
@@ -36,12 +39,31 @@ def mend_projection(kind: Any) -> None:
         without = [p for p in strategy.model.parameters() if p.requires_grad and p.grad is None]
         for parameter in without:
             parameter.grad = torch.zeros_like(parameter)
+        if getattr(self, "buffers", None):
+            distributed.average_([self.reference_gradients])
         project(self, strategy, **kwargs)
         for parameter in without:
             if not parameter.grad.any():
                 parameter.grad = None  # untouched: no weight decay and no stale moment is to move it either
 
     kind.after_backward = after_backward
+
+
+@_once
+def mend_replay(kind: Any) -> None:
+    """Let `ReplayPlugin` make batches of one size for any number of processes: upstream, each makes whole ones."""
+    begin = kind.before_training_exp
+
+    def before_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
+        given = self.batch_size, self.batch_size_mem
+        shares = [(size or strategy.train_mb_size) // distributed.world() for size in given]
+        self.batch_size, self.batch_size_mem = shares
+        try:
+            begin(self, strategy, **kwargs)
+        finally:
+            self.batch_size, self.batch_size_mem = given
+
+    kind.before_training_exp = before_training_exp
 
 
 @_once

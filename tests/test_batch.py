@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medusa_cl.batch import Entry, Features, Sample, TaskBatch, collate
+from medusa_cl.batch import Entry, Features, Sample, TaskBatch, collate, take
 
 TASKS = {"semseg": (3, 4), "depth": (1, 3, 4), "normals": (3, 3, 4)}
 
@@ -131,7 +131,17 @@ def test_moves_reach_every_tensor_and_leave_rows_whole() -> None:
     clone.entries["depth"].value.zero_()
     assert contents_of(batch)[1] == {"depth": 3}
     assert batch.to("meta").device.type == "meta"
+    assert {entry.rows.device.type for entry in batch.to("meta").entries.values()} == {"cpu"}
+    halved = batch.to(torch.float16).entries["depth"]
+    assert (halved.value.dtype, halved.aux[0].dtype, halved.rows.dtype) == (torch.float16, torch.float16, torch.int64)
     assert batch.device.type == TaskBatch({}, 2).device.type == "cpu"
+
+
+def test_only_part_of_a_batch_is_copied() -> None:
+    x = torch.arange(6.0).view(3, 2)
+    assert take(x, torch.tensor([0, 1, 2])) is x
+    assert take(x, torch.tensor([0, 2, 1])).tolist() == [[0, 1], [4, 5], [2, 3]]
+    assert take(x, torch.tensor([0, 1])).tolist() == [[0, 1], [2, 3]]
 
 
 def test_detach_cuts_values_and_aux() -> None:

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 
 from medusa_cl import tasks
 from medusa_cl.losses import valid_depth, valid_map
+from medusa_cl.scenarios.dense import DenseScenario, dense_scenario
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -29,7 +32,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-learns, data, efficiency, composition = (load(name) for name in ("learns", "data", "efficiency", "composition"))
+learns, data, efficiency, composition, speed = map(load, ("learns", "data", "efficiency", "composition", "speed"))
 
 
 def test_the_most_frequent_class_ignores_what_is_not_labelled() -> None:
@@ -305,3 +308,197 @@ def test_freeze_and_plugins_are_compared_and_kept(tmp_path: Path, monkeypatch: p
     page = composition.page({**found, "machine": {"cpu": "a machine", "cores": 2}})
     assert page.count("\n| none |") == 2
     assert "None" not in page
+
+
+def test_what_a_step_keeps_by_hand() -> None:
+    """As above: the input 5x3, and the ReLU's output 5x4 once; the gradients are those of a step nobody looks at."""
+    net, x = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)), torch.rand(5, 3)
+    kept: dict[int, int] = {}
+    with speed.noting(kept, net.parameters()):
+        answer = net(x)
+    assert sorted(kept.values()) == [5 * 3 * 4, 5 * 4 * 4]
+    answer.sum().backward()
+    looked_at = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(x).sum().backward()
+    assert all(map(torch.equal, looked_at, (p.grad for p in net.parameters())))
+
+
+def test_the_bytes_of_operations_by_hand() -> None:
+    a, b = torch.ones(10, 4), torch.ones(4, 5)
+
+    def moved(work: Any) -> int:
+        with speed.Traffic() as traffic:
+            work()
+        return int(traffic.bytes)
+
+    assert moved(lambda: a + a) == 3 * 160
+    assert moved(lambda: a @ b) == 160 + 80 + 200
+    assert moved(lambda: a.view(40)[3:].reshape(-1, 1)) == 0
+    assert moved(lambda: a.mul_(2.0)) == 2 * 160
+    assert moved(lambda: torch.cat([a, a])) == 4 * 160
+    # Product, sum, a one like the sum, and the product that makes the gradient of that one, expanded.
+    weight = torch.ones(4, 5, requires_grad=True)
+    assert moved(lambda: (a @ weight).sum().backward()) == (160 + 80 + 200) + (200 + 4) + (4 + 4) + (160 + 4 + 80)
+
+
+def test_the_least_of_rounds_and_other_sums() -> None:
+    assert speed.least_of_each([[1.0, 4.0], [3.0, 2.0]]) == pytest.approx(1500)
+    assert speed.least_of_each([[1.0, 4.0]]) == pytest.approx(2500)
+    assert speed.spread([10.0, 11.0, 8.0]) == pytest.approx(0.2)
+    assert speed.away([3.0, 5.0], [1.0, 3.0]) == pytest.approx((2.0, 2**0.5))
+
+
+def test_memory_that_is_given_back_again_is_seen() -> None:
+    with speed.Peak() as peak:
+        block = torch.ones(2**24)
+        threading.Event().wait(0.1)
+        del block
+    assert 60 * 2**20 < peak.bytes - peak.before < 200 * 2**20
+
+
+def test_drawn_pictures_are_the_same_each_time() -> None:
+    pictures = speed.DrawnData("train", 3, (32, 48), ["task0", "task1"])
+    speed.drawn.cache_clear()
+    image = pictures.image(1)
+    speed.drawn.cache_clear()
+    assert image.shape == (3, 32, 48) and torch.equal(image, pictures.image(1))
+    assert not torch.equal(image, pictures.image(2))
+    one, two = (pictures.target(1, name) for name in pictures.fields)
+    assert one.shape == (1, 32, 48) and not torch.equal(one, two)
+
+
+def adding_found(**rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows that miss nothing, but for those given."""
+    good = {
+        "NAIVE": {"step_ms": 1200.0, "values": [20.0]},
+        "CACHED": {"step_ms": 100.0, "values": [20.0, 21.0, 22.0]},
+        "UNCACHED": {"step_ms": 400.0, "values": [20.0]},
+    }
+    half = {name: {"step_ms": 90.0, "values": [20.5, 21.5, 22.5]} for name in speed.HALF.values()}
+    named = {getattr(speed, key): row | rows.get(key, {}) for key, row in good.items()}
+    named |= {name: row | rows.get("half", {}) for name, row in half.items()}
+    return {"nets": {"net": {"rows": named}}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ({}, []),
+        ({"CACHED": {"step_ms": 110.0}}, ["10.9x as fast as Naive, expected 12x"]),
+        ({"UNCACHED": {"step_ms": 500.0}}, ["2.4x as fast as Naive, expected 2.8x"]),
+        ({"UNCACHED": {"values": [20.000001]}}, ["another result with kept features"]),
+        ({"half": {"values": [22.0, 22.0, 22.1]}}, ["1.03 ° off, the seeds' noise is 1"] * 2),
+    ],
+)
+def test_what_adding_a_task_misses_is_named(rows: dict[str, Any], named: list[str]) -> None:
+    net = speed.Net("net", False, 8, {speed.CACHED: 12.0, speed.UNCACHED: 2.8})
+    missed = speed.adding_missed(adding_found(**rows), speed.Plan(nets=(net,)))
+    assert [part in line for part, line in zip(named, missed, strict=True)] == [True] * len(named)
+
+
+@pytest.mark.parametrize(
+    ("section", "good", "bad", "named"),
+    [
+        ("overhead", {"ours_ms": 104.0, "bare_ms": 100.0, "equal": True}, {"ours_ms": 106.0}, "1.060"),
+        ("overhead", {"ours_ms": 104.0, "bare_ms": 100.0, "equal": True}, {"equal": False}, "other weights"),
+        ("tasks", {"step_ms": [9.5, 10, 10.5], "kept_bytes": [4, 4, 4]}, {"step_ms": [10, 10, 12]}, "up to 20 %"),
+        ("tasks", {"step_ms": [9.5, 10, 10.5], "kept_bytes": [4, 4, 4]}, {"kept_bytes": [4, 4, 5]}, "25 %"),
+        (
+            "inference",
+            {"ms": {"net": {"Medusa, light": 69.0, "MTI-Net, tricks": 100.0}}},
+            {"ms": {"net": {"Medusa, light": 71.0, "MTI-Net, tricks": 100.0}}},
+            "0.71 of the time",
+        ),
+        (
+            "evaluation",
+            {"rows": {"4": {"together_s": 1.0, "apart_s": 2.0, "equal": True}}},
+            {"rows": {"4": {"together_s": 2.0, "apart_s": 2.0, "equal": True}}},
+            "4 tasks together take 1.00",
+        ),
+        (
+            "evaluation",
+            {"rows": {"4": {"together_s": 1.0, "apart_s": 2.0, "equal": True}}},
+            {"rows": {"4": {"together_s": 1.0, "apart_s": 2.0, "equal": False}}},
+            "other values",
+        ),
+    ],
+)
+def test_what_speed_misses_is_named(section: str, good: dict[str, Any], bad: dict[str, Any], named: str) -> None:
+    missed = speed.SECTIONS[section].missed
+    assert missed(good, speed.Plan()) == []
+    (line,) = missed(good | bad, speed.Plan())
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "named"),
+    [
+        ("memory", "build_ms", 1.3, "memory: 1.30 ms to compute"),
+        ("disk", "epoch_ms", 2.6, "disk: 2.60 ms to learn"),
+        ("memory", "peak_bytes", 2**30, None),
+        ("disk", "peak_bytes", 2**30, "disk: 924 MiB more memory"),
+    ],
+)
+def test_what_does_not_grow_as_it_should_is_named(where: str, key: str, value: float, named: str | None) -> None:
+    row = {"build_ms": 1.0, "epoch_ms": 2.0, "peak_bytes": 100 * 2**20}
+    found: dict[str, Any] = {"rows": {place: {str(n): dict(row) for n in (2, 20, 200)} for place in ("memory", "disk")}}
+    assert speed.images_missed(found, speed.Plan()) == []
+    found["rows"][where]["200"][key] = value
+    assert [named in line for line in speed.images_missed(found, speed.Plan())] == ([] if named is None else [True])
+
+
+@pytest.fixture
+def quick_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_splits: dict[str, Any]) -> Path:
+    """Where a quick run writes, on the miniature in place of rooms."""
+
+    def miniature(plan: Any, images: int, base: list[str], stream: list[str]) -> DenseScenario:
+        known = [tasks.semseg(19), tasks.depth(), tasks.normals()]
+        return dense_scenario(known, {split: fake_splits[split] for split in ("train", "test")}, base, stream)
+
+    monkeypatch.setattr(speed, "rooms", miniature)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_speed_is_measured_section_by_section(quick_speed: Path) -> None:
+    speed.main(["overhead", "evaluation", "tasks", "--quick"])
+    speed.main(["profile", "inference", "--quick"])
+    speed.main(["evaluation", "--quick"])
+    sections = json.loads((quick_speed / "speed.json").read_text())
+    assert list(sections) == ["overhead", "tasks", "inference", "evaluation", "profile"]
+    found = {name: section["found"] for name, section in sections.items()}
+    assert found["overhead"]["equal"] is True
+    assert found["overhead"]["bare_ms"] > 0
+    assert all(row["equal"] for row in found["evaluation"]["rows"].values())
+    assert len(set(found["tasks"]["kept_bytes"])) == 1
+    assert found["profile"]["rows"]["backward"]["flops"] > found["profile"]["rows"]["forward"]["flops"] > 0
+    assert all(found["inference"]["ms"]["test_efficientnet"][name] > 0 for name in speed.DECODERS)
+    text = (quick_speed / "speed.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Overhead", "## More tasks", "## Inference", "## Evaluation", "## A head step",
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adding_a_task_in_every_way_and_keeping_images(quick_speed: Path) -> None:
+    speed.main(["adding", "images", "--quick"])
+    sections = json.loads((quick_speed / "speed.json").read_text())
+    (net,) = sections["adding"]["found"]["nets"].values()
+    rows = net["rows"]
+    assert rows[speed.CACHED]["values"][0] == rows[speed.UNCACHED]["values"][0]
+    assert rows[speed.NAIVE]["values"] != rows[speed.UNCACHED]["values"]
+    assert {row["steps"] for row in rows.values()} == {4}
+    assert rows[speed.NAIVE]["kept_bytes"] > rows[speed.UNCACHED]["kept_bytes"] == rows[speed.CACHED]["kept_bytes"]
+    by_place = sections["images"]["found"]["rows"]
+    assert set(by_place) == {"memory", "disk"} and set(by_place["disk"]) == {"8", "16"}
+    assert by_place["disk"]["16"]["disk_bytes"] > by_place["disk"]["8"]["disk_bytes"] > 0
+    assert by_place["memory"]["16"]["disk_bytes"] == 0
+    assert "With and without kept features" in (quick_speed / "speed.md").read_text()
+
+
+def test_a_section_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.main(["overheads"])
+    assert "no section overheads" in capsys.readouterr().err

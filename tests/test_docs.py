@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from fake_data import fake_dense_hdf5
 from fake_folder import write_folder
@@ -22,8 +23,9 @@ from medusa_cl.scenarios.folder import folder_incremental
 from medusa_cl.strategies import compose as verdicts
 
 ROOT = Path(__file__).parents[1]
-README, CONTRIBUTING, DATA = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/data.md")
+README, CONTRIBUTING, DATA, RUNNING = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/running.md")
 )
 COMMANDS = re.findall(r"^python -m medusa_cl\.run(.*)$", README, re.MULTILINE)
 
@@ -162,6 +164,59 @@ def test_keys_that_the_page_about_data_names_are_known() -> None:
     assert len(keys) > 8
     for key in keys:
         check_overrides([f"{key}x" if key.endswith("=") else key])
+
+
+def commands_of_the_page_about_running() -> list[list[str]]:
+    joined = RUNNING.replace("\\\n", " ")
+    lines = re.findall(r"^(?:srun )?(?:python|torchrun .*) -m medusa_cl\.run(.*)$", joined, re.MULTILINE)
+    return [line.split("#")[0].split() for line in lines]
+
+
+# What a test of a few seconds cannot have; launchers and processes that train together are in tests of their own.
+NOT_HERE = ("trainer=gpu", "trainer=ddp", "trainer.compile=true", "tracking.uri=", "hydra/launcher=", "-m")
+RUN_HERE = [a for a in commands_of_the_page_about_running() if not any(o.startswith(NOT_HERE) for o in a)]
+
+
+def test_all_that_the_page_about_running_tells_to_type_is_known() -> None:
+    commands = commands_of_the_page_about_running()
+    assert len(commands) >= 12
+    for arguments in commands:
+        check_overrides(arguments)
+    said = [a for arguments in commands for a in arguments]
+    assert {"trainer=ddp", "hydra/launcher=joblib", "hydra/launcher=submitit_local"} <= set(said)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arguments", RUN_HERE, ids=" ".join)
+def test_commands_of_the_page_about_running_run(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    summary = learnt(*arguments, *TINY_ROOMS, "scenario.stream=[normals]")
+    assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
+
+
+def test_keys_that_the_page_about_running_names_are_known() -> None:
+    named = re.findall(r"^\| `([\w.]+)` \|", RUNNING, re.MULTILINE)
+    ours = [key for key in named if not key.startswith("hydra.")]
+    assert len(ours) >= 10
+    check_overrides([f"{key}=0" for key in ours])
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        defaults = compose("config")
+    for key in ours:
+        assert OmegaConf.select(defaults, key, default="none such") != "none such"
+    # Those of a launcher are known to the launcher itself, with their default values.
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        slurm = compose("config", ["hydra/launcher=submitit_slurm"], return_hydra_config=True).hydra.launcher
+    theirs = re.findall(r"hydra\.launcher(?=\.)((?:`?,? ?`?\.\w+)+)", RUNNING.split("## SLURM")[1])
+    keys = {key for text in theirs for key in re.findall(r"\.(\w+)", text)}
+    assert len(keys) >= 9
+    assert keys <= set(slurm)
+
+
+def test_links_of_the_page_about_running_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", RUNNING):
+        assert (ROOT / "docs" / link).is_file(), link
 
 
 def test_the_readme_names_commands() -> None:

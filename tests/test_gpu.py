@@ -211,6 +211,50 @@ def test_bf16_is_near_float32(tiny_model: Model, tiny_scenario: DenseScenario) -
     assert float((half - full).norm() / full.norm()) < 0.1
 
 
+def test_compiled_parts_answer_as_they_do_uncompiled(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    """A head added later is compiled too, and learns."""
+    x, found = images(tiny_scenario).to(DEVICE), []
+    for compiled in (False, True):
+        model = tiny_model("depth").to(DEVICE)
+        if compiled:
+            model.compile_parts()
+        model.freeze_backbone()
+        model.add_head(tasks.normals(), seed=0)
+        logits = model.train()(x, ["normals"])["normals"][0]
+        logits.square().mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.heads["normals"].parameters() if p.grad is not None])
+        found.append((logits.detach().cpu(), gradient.cpu(), model.predict(x)["depth"].cpu()))
+    for there, here in zip(found[1], found[0], strict=True):
+        assert_near(there, here, 1e-2)
+
+
+def test_a_training_step_never_waits_for_the_device(tiny_model: Model, all_targets: HDF5Data) -> None:
+    """Heads, losses and metrics of every task but edges, whose metric thins on the CPU."""
+    names = [name for name in tasks.BUILT_IN if name != "edges"]
+    model = tiny_model(*(built_in(name) for name in names)).to(DEVICE).train()
+    model.freeze_backbone()
+    features = model.features(torch.rand(2, 3, 32, 48, device=DEVICE))
+    targets = {name: logits_and_target(all_targets, name)[1].to(DEVICE) for name in names}
+    metrics = {name: model.tasks[name].metric().to(DEVICE) for name in names}
+    for mode in ("default", "error"):  # the first round fills caches
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            for name, (logits, initial) in model(features, {name: torch.arange(2) for name in names}).items():
+                for scale in (logits, *initial):
+                    loss, count = model.tasks[name].loss(at_size(scale, (32, 48)), targets[name])
+                    (loss / count.clamp(min=1)).backward(retain_graph=True)
+                metrics[name].update(model.tasks[name].decode(at_size(logits.detach(), (32, 48))), targets[name])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_wrong_class_is_named_when_it_is_computed() -> None:
+    metric = tasks.semseg(19).metric().to(DEVICE)
+    metric.update(torch.zeros(1, 2, 2, dtype=torch.int64, device=DEVICE), torch.full((1, 2, 2), 19, device=DEVICE))
+    with pytest.raises(ValueError, match=r"classes in 0..18, but got others in 4 valid pixels"):
+        metric.compute()
+
+
 def test_fused_adam_steps_as_adam_does() -> None:
     start, steps = torch.randn(64, generator=generator("start")), torch.randn(5, 64, generator=generator("gradients"))
     reached = {}

@@ -212,6 +212,16 @@ def test_normals_do_not_depend_on_length_and_zero_vectors_do_not_explode() -> No
     assert zero.grad is not None and zero.grad.abs().max() < 1e4
 
 
+@pytest.mark.parametrize("length", [1.0, 0.1 * losses.MIN_LENGTH])
+def test_the_gradient_of_normals_is_that_of_differences(length: float) -> None:
+    """Also where vectors are too short to be normalised."""
+    _, target, _ = random_case("l1_normals")
+    vectors = F.normalize(torch.randn(target.shape, generator=torch.Generator().manual_seed(4)).double(), dim=1)
+    given = (length * vectors).requires_grad_()
+    step = 1e-6 * length
+    assert torch.autograd.gradcheck(losses._DirectionError.apply, (given, target.double()), eps=step, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("size", "padded"), [((64, 96), (64, 96)), ((50, 70), (64, 96)), ((1, 33), (32, 64))])
 @pytest.mark.parametrize("stride", [4, 32])
 def test_at_size_resizes_to_the_padded_size_and_crops(

@@ -258,6 +258,22 @@ def test_a_class_outside_the_range_is_named(wrong: int) -> None:
         metrics.SegmentationMetric(K).update(fine, torch.full_like(fine, wrong))
 
 
+def test_classes_outside_the_range_are_named_by_compute_where_update_may_not_look() -> None:
+    """On another device than the CPU; here, such pixels are put in by hand."""
+    metric = metrics.SegmentationMetric(K)
+    metric.update(*case("semseg")[:2])
+    metric.wrong += 2
+    with pytest.raises(ValueError, match=rf"classes in 0..{K - 1}, but got others in 2 valid pixels"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("wrong", [-1, K])
+def test_a_predicted_class_outside_the_range_is_named(wrong: int) -> None:
+    fine = torch.zeros(1, 2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"prediction classes in 0..{K - 1}, but got {wrong}..{wrong}"):
+        metrics.SegmentationMetric(K).update(torch.full_like(fine, wrong), fine)
+
+
 # ---- regressions -----------------------------------------------------------------------------------------------------
 
 

@@ -7,10 +7,13 @@ numbers come out for any number of workers, and a run can go on from any step kn
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medusa_cl.batch import Sample, collate
+from medusa_cl.batch import Features, Sample, collate
 from medusa_cl.data import transforms
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
@@ -26,6 +29,19 @@ from medusa_cl.randomness import generator, permutation, stream
 
 if TYPE_CHECKING:
     from medusa_cl.tasks import DenseTask
+
+
+_images_wanted: ContextVar[bool] = ContextVar("images_wanted", default=True)
+
+
+@contextmanager
+def without_images() -> Iterator[None]:
+    """Let datasets read targets alone, with images of no channels: where features stand in their place."""
+    token = _images_wanted.set(False)
+    try:
+        yield
+    finally:
+        _images_wanted.reset(token)
 
 
 def unit_image(source: DenseData, index: int) -> Tensor:
@@ -101,11 +117,16 @@ class DenseDataset(Dataset[Sample]):
         index = int(self.indices[position])
         targets = {task: self.source.target(index, task) for task in self.tasks}
         present = {task: target for task, target in targets.items() if target is not None}
-        image = unit_image(self.source, index)
+        image = self._image(index, present)
         if self._known is not None:
             canvas = self._canvas or self.source.image_size
             image, present = _padded(self.source, index, image, present, self._known, canvas)
         return Sample(image, present, index, self.label)
+
+    def _image(self, index: int, targets: Mapping[str, Tensor]) -> Tensor:
+        if _images_wanted.get() or not targets:
+            return unit_image(self.source, index)
+        return torch.empty(0, *next(iter(targets.values())).shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -160,6 +181,8 @@ class Augmentation:
         scale: Instead of `zooms`, the smallest and largest factor: uniform between them.
         rotation: The largest angle in degrees: uniform between -rotation and rotation.
         crop: H, W of a window drawn evenly from the scaled image; None for the image's own size.
+        views: So many views of each image are drawn once, the same for every task, seed and epoch, and each draw is one
+            of them: then a frozen backbone's features can be kept. None for new ones in every epoch.
 
     Raises:
         ConfigError: A number is out of its range, or both `zooms` and `scale` are given.
@@ -170,6 +193,7 @@ class Augmentation:
     scale: tuple[float, float] | None = None
     rotation: float = 0.0
     crop: tuple[int, int] | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no view can be drawn of."""
@@ -178,6 +202,7 @@ class Augmentation:
         _require(factors is self.zooms or factors[0] <= factors[1], "scale", "as [smallest, largest]", factors)
         _require(0 <= self.rotation <= 180, "rotation", "in [0, 180] degrees", self.rotation)
         _require(self.crop is None or min(self.crop) >= 1, "crop", "as [height, width] in pixels", self.crop)
+        _require(self.views is None or self.views >= 1, "views", "of at least 1", self.views)
         if self.scale is not None and self.zooms != (1.0,):
             raise ConfigError(
                 f"Expected scenario.augment.zooms or .scale, but got both: {list(self.zooms)} and {list(self.scale)}. "
@@ -185,7 +210,13 @@ class Augmentation:
             )
 
     def draw(self, *key: int | str) -> View:
-        """Return the view that belongs to `key`, always the same."""
+        """Return the view that belongs to `key`, always the same.
+
+        Args:
+            *key: Counters, the last one the index of the image.
+        """
+        if self.views is not None:
+            return self.views_of(int(key[-1]))[int(stream("view", *key).random() * self.views)]
         rng = stream("view", *key)
         flip, zoom, top, left = rng.random(4)
         scale, angle = rng.random(2)  # later options draw later numbers: the views of the earlier ones stay the same
@@ -195,11 +226,30 @@ class Augmentation:
         return View(self.flip and bool(flip < 0.5), float(factor), *place, degrees, self.crop)
 
     @property
-    def views(self) -> tuple[View, ...] | None:
-        """All the views there are, or None where they are too many to be listed."""
+    def count(self) -> int | None:
+        """How many views an image has; None where they are endless."""
+        if self.views is not None:
+            return self.views
         if any(zoom != 1.0 for zoom in self.zooms) or self.scale or self.rotation or self.crop:
             return None
-        return (IDENTITY, View(flip=True)) if self.flip else (IDENTITY,)
+        return 2 if self.flip else 1
+
+    def views_of(self, index: int) -> tuple[View, ...]:
+        """Return the views of an image, where they are not endless.
+
+        Raises:
+            ConfigError: They are.
+        """
+        if self.views is not None:
+            return _fixed_views(replace(self, views=None), index, self.views)
+        if self.count is None:
+            raise ConfigError("The views of this augmentation are endless; scenario.augment.views=8 draws 8 an image.")
+        return (IDENTITY, View(flip=True))[: self.count]
+
+
+@functools.lru_cache(maxsize=4096)
+def _fixed_views(augmentation: Augmentation, index: int, count: int) -> tuple[View, ...]:
+    return tuple(augmentation.draw("fixed", number, index) for number in range(count))
 
 
 def _between(low: float, high: float, share: float) -> float:
@@ -266,14 +316,24 @@ _OPTIONS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "scale": (_range, "[smallest, largest] factor"),
     "rotation": (float, "a number of degrees"),
     "crop": (_window, "[height, width] in whole pixels"),
+    "views": (operator.index, "a whole number"),
 }
 
 
 class FeatureSource(Protocol):
-    """Gives the features of an image's view without running the backbone."""
+    """Gives the features of images' views without running the backbone."""
 
-    def get(self, index: int, view: View) -> tuple[Tensor, ...]:
-        """Return the features C_s H_s W_s of every scale."""
+    @property
+    def on_disk(self) -> bool:
+        """Whether they are read from a file, which the processes that load do."""
+        ...
+
+    def row(self, index: int, view: View) -> int:
+        """Return the number of an image's view."""
+        ...
+
+    def take(self, rows: Tensor) -> Features:
+        """Return the features B C_s H_s W_s of every scale, of views int64 B."""
         ...
 
 
@@ -291,12 +351,16 @@ class _Views(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, epoch = key
-        sample = self.dataset[position]
-        view = self.draw(sample.index, epoch)
-        seen = view.of(sample, self.tasks)
         if self.features is None:
-            return seen
-        return seen._replace(image=self.features.get(sample.index, view))
+            sample = self.dataset[position]
+            return self._view(sample, epoch).of(sample, self.tasks)
+        with without_images():
+            sample = self.dataset[position]
+        view = self._view(sample, epoch)
+        return view.of(sample, self.tasks)._replace(image=torch.tensor(self.features.row(sample.index, view)))
+
+    def _view(self, sample: Sample, epoch: int) -> View:
+        return self.draw(sample.index, epoch)
 
 
 def _identity_view(index: int, epoch: int) -> View:
@@ -306,17 +370,25 @@ def _identity_view(index: int, epoch: int) -> View:
 class DenseLoader:
     """Batches of a dataset, epoch after epoch; each iteration over it is the next epoch.
 
+    Where `max_steps` says how long training is, the processes that load stay from the first epoch to the last.
+
     Args:
         dataset: Samples by position, any dataset of the scenario or a concatenation of such.
-        batch_size: Images a batch.
+        batch_size: Images a batch, of all processes that train together.
         key: What order and views depend on besides epoch and image: (seed, names of the tasks).
         tasks: Every task whose targets may occur.
         augmentation: How images vary; None for training and evaluation as they are.
         features: Gives features in place of images.
-        train: Shuffle, and drop a ragged last batch unless it is the only one.
+        train: Shuffle, and drop a ragged last batch unless it is the only one. Otherwise a `DenseDataset` comes in
+            order, and a batch holds what is labelled of `batch_size` consecutive images: it is the same whichever
+            other tasks are asked for.
         max_steps: Batches in all, over all epochs.
         workers: Processes that load; 0 loads in this one.
         pin_memory: Whether batches are put in page-locked memory.
+        shard: (rank, world): this process takes the positions rank::world of every batch.
+
+    Raises:
+        ConfigError: A batch cannot be divided evenly among the processes that train.
     """
 
     def __init__(
@@ -332,18 +404,30 @@ class DenseLoader:
         max_steps: int | None = None,
         workers: int = 0,
         pin_memory: bool = False,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset, self.batch_size, self.key, self.train = dataset, batch_size, key, train
-        self.max_steps, self.epoch, self.step = max_steps, 0, 0
+        self.max_steps, self.epoch, self.step, self.shard = max_steps, 0, 0, shard
+        self.features, self._pin = features, pin_memory
         draw = functools.partial(_drawn, augmentation, key) if augmentation else _identity_view
         self._views = _Views(dataset, tasks, draw, features)
-        self._options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        read = features.take if features is not None and features.on_disk else None
+        self._options: dict[str, Any] = {
+            "num_workers": workers,
+            "pin_memory": pin_memory,
+            "collate_fn": functools.partial(_collate, read),
+        }
+        self._running: tuple[int, Iterator[list[Any]]] | None = None
+        if train and (batch_size % shard[1] or len(dataset) < shard[1]):
+            raise ConfigError(
+                f"Expected batches of {shard[1]} equal parts, one for each process, but got trainer.batch_size="
+                f"{batch_size} and {len(dataset)} images. Change the batch size or the number of processes."
+            )
 
     @property
     def batches_per_epoch(self) -> int:
         """Full batches a pass, or the only one."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return max(full, 1) if self.train else full + bool(rest)
+        return max(len(self.dataset) // self.batch_size, 1) if self.train else len(self.batches(0))
 
     @property
     def epochs(self) -> int | None:
@@ -354,29 +438,62 @@ class DenseLoader:
         return self.batches_per_epoch
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
-        """Return the (position, epoch) of every sample of every batch of a pass."""
-        count = len(self.dataset)
-        order = permutation(count, "order", *self.key, epoch) if self.train else np.arange(count)
-        keys = [(int(position), epoch) for position in order]
-        return [keys[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches_per_epoch)]
+        """Return the (position, epoch) of every sample of every batch of a pass, this process's share of them."""
+        rank, world = self.shard
+        shares = ([(int(position), epoch) for position in batch[rank::world]] for batch in self._whole_batches(epoch))
+        return [share for share in shares if share]
+
+    def _whole_batches(self, epoch: int) -> list[Any]:
+        count, size = len(self.dataset), self.batch_size
+        if self.train:
+            order = permutation(count, "order", *self.key, epoch)
+            return [order[i * size : (i + 1) * size] for i in range(self.batches_per_epoch)]
+        images = self.dataset.indices if isinstance(self.dataset, DenseDataset) else np.arange(count)
+        starts = np.flatnonzero(np.diff(images // size)) + 1
+        return np.split(np.arange(count), starts)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        batches = self.batches(self.epoch)
-        if self.max_steps is not None:
-            batches = batches[: self.max_steps - self.step]
-        # A generator of its own: the default one would draw the workers' base seed from the global state.
-        seed = generator("workers", *self.key, self.epoch)
-        self.epoch += 1
-        loader = DataLoader(self._views, batch_sampler=batches, collate_fn=collate, generator=seed, **self._options)
-        loading = iter(loader)
-        while (batch := _next(loading)) is not None:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        if self._running is None or self._running[0] != epoch:
+            self._running = epoch, self._loaded(epoch)
+        loading = self._running[1]
+        left = math.inf if self.max_steps is None else self.max_steps - self.step
+        count = min(self.batches_per_epoch, left)
+        for number in range(1, int(count) + 1):
+            batch = _next(loading)
             self.step += 1
-            yield batch
+            if number == count:  # before it is handed out: who takes it may not come back for the end
+                self._running = (epoch + 1, loading) if count < left < math.inf else None
+            yield self._filled(batch)
+
+    def _loaded(self, epoch: int) -> Iterator[list[Any]]:
+        """Load this epoch, and where `max_steps` says how many follow, those too."""
+        last = epoch + 1 if self.epochs is None else max(self.epochs, epoch + 1)
+        sampler = itertools.islice(
+            itertools.chain.from_iterable(map(self.batches, range(epoch, last))),
+            None if self.max_steps is None else max(self.max_steps - self.step, 0),
+        )
+        # A generator of its own: the default one would draw the workers' base seed from the global state.
+        seed = generator("workers", *self.key, epoch)
+        loader: DataLoader[Any] = DataLoader(self._views, batch_sampler=sampler, generator=seed, **self._options)
+        return iter(loader)
+
+    def _filled(self, batch: list[Any]) -> list[Any]:
+        if self.features is None or self.features.on_disk:
+            return batch
+        found = self.features.take(batch[0])
+        pinned = self._pin and found[0].device.type == "cpu"
+        return [found.pin_memory() if pinned else found, *batch[1:]]
 
 
-def _next(loading: Iterator[list[Any]]) -> list[Any] | None:
+def _collate(read: Callable[[Tensor], Features] | None, samples: Sequence[Sample]) -> list[Any]:
+    images, *rest = collate(samples)
+    return [images if read is None else read(images), *rest]
+
+
+def _next(loading: Iterator[list[Any]]) -> list[Any]:
     try:
-        return next(loading, None)
+        return next(loading)
     except MedusaError as error:
         text = str(error)  # of a worker, torch puts the whole traceback before what was said
         if not text.startswith("Caught "):

@@ -129,7 +129,7 @@ def resample(
     """Rotate, zoom, cut a window out and mirror, in this order but in one pass over the pixels.
 
     Args:
-        image: 3 H W float32 in [0, 1].
+        image: 3 H W float32 in [0, 1], or 0 H W where only the targets matter.
         targets: {task: H W or C H W}, as the data gives them.
         tasks: The tasks of these targets, by name; more are no matter.
         degrees: As in `rotate`.
@@ -162,6 +162,8 @@ def resample(
         after = task.on_rotate(before, degrees) if degrees else before
         after = task.on_zoom(after, factor) if factor != 1 else after
         moved[name] = _labelled_only(task, before, task.on_flip(after) if mirror else after)
+    if not len(image):
+        return image.new_empty(0, *new), moved
     if unscaled:  # whole pixels, as for targets: a window that is moved only must not blur the image
         return pixels.of(image, MEAN_COLOUR), moved
     return pixels.framed(_interpolated(image, axes, new), MEAN_COLOUR), moved
@@ -173,7 +175,7 @@ def pad(
     """Add a border at the bottom and at the right, so that images of different sizes make one batch.
 
     Args:
-        image: 3 H W float32 in [0, 1].
+        image: 3 H W float32 in [0, 1], or 0 H W where only the targets matter.
         targets: {task: H W or C H W}, as the data gives them.
         tasks: The tasks of these targets, by name; more are no matter.
         size: Height and width to reach. An image of this size is given back as it is.
@@ -191,7 +193,7 @@ def pad(
         raise DataError(f"Expected at most {size[0]}x{size[1]} pixels (height x width), but got {height}x{width}.")
     if not (below or beside):
         return image, dict(targets)
-    canvas = image.new_tensor(MEAN_COLOUR).view(3, 1, 1).repeat(1, *size)
+    canvas = image.new_tensor(MEAN_COLOUR[: len(image)]).view(-1, 1, 1).repeat(1, *size)
     canvas[:, :height, :width] = image
     extended = {name: F.pad(t, (0, beside, 0, below), value=tasks[name].ignore) for name, t in targets.items()}
     return canvas, extended

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medusa_cl.errors import ConfigError, unknown
-from medusa_cl.models.backbone import Backbone
+from medusa_cl.models.backbone import Backbone, hooked
 from medusa_cl.models.heads import BUILT_IN, HeadFactory, HeadOutput
 
 KINDS = ("lora", "residual")
@@ -225,13 +225,9 @@ def _layers_of(backbone: Backbone) -> dict[str, Layer]:
 
         return hook
 
-    named = [(n, m) for n, m in backbone.net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [module.register_forward_hook(look(name)) for name, module in named]
-    try:
+    named = [n for n, m in backbone.net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with hooked(backbone.net, {name: look(name) for name in named}):
         backbone(torch.zeros(1, 3, 64, 96, device=backbone.mean.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -175,12 +175,25 @@ def _beside(net: nn.Module, adapters: Mapping[str, nn.Module]) -> Iterator[None]
     def added(adapter: nn.Module) -> Callable[..., Tensor]:
         return lambda layer, inputs, output: output + adapter(inputs[0])
 
-    hooks = [net.get_submodule(name).register_forward_hook(added(adapter)) for name, adapter in adapters.items()]
+    with hooked(net, {name: added(adapter) for name, adapter in adapters.items()}):
+        yield
+
+
+@contextmanager
+def hooked(net: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Hook functions to the forward passes of layers, by name, for the time being.
+
+    A compiled net runs uncompiled then: what was compiled before there were hooks would pass them by.
+    """
+    compiled = net._compiled_call_impl
+    handles = [net.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
+        net._compiled_call_impl = None if hooks else compiled
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        net._compiled_call_impl = compiled
+        for handle in handles:
+            handle.remove()
 
 
 def _root(net: nn.Module) -> nn.Module:

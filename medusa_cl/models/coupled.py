@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medusa_cl.batch import take
 from medusa_cl.errors import TaskError
 from medusa_cl.models.attention import SpatialAttention, upsample
 from medusa_cl.models.backbone import Backbone
@@ -311,8 +312,7 @@ class CoupledModel(MultiTaskModel):
             raise TaskError(f"Expected tasks with names of their own for a coupled decoder, but got {names}.")
         with seeded("decoder", seed, *names):
             decoder = self.decoder_factory(self.backbone.channels, {task.name: task.channels for task in tasks})
-        decoder = decoder.train(self.training).to(self.backbone.mean.device)
-        self.heads["decoder"] = decoder.to(memory_format=self.memory_format)
+        self.heads["decoder"] = self._settled(decoder)
         self.tasks.update({task.name: task for task in tasks})
 
     def parameters_of(self, name: str) -> int:
@@ -436,10 +436,8 @@ def _no_heads(channels: Sequence[int], out_channels: int) -> NoReturn:
 
 
 def _select(answer: HeadOutput, rows: Tensor | None) -> HeadOutput:
-    logits, initial = answer
-    if rows is None:
-        return logits.float(), tuple(x.float() for x in initial)
-    return logits[rows].float(), tuple(x[rows].float() for x in initial)
+    logits, initial = (answer[0].float(), tuple(x.float() for x in answer[1]))
+    return (logits, initial) if rows is None else (take(logits, rows), tuple(take(x, rows) for x in initial))
 
 
 def _count(module: nn.Module) -> int:

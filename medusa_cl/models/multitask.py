@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from medusa_cl import tasks as known_tasks
+from medusa_cl.batch import take
 from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
 from medusa_cl.losses import at_size
 from medusa_cl.models import heads as known_heads
 from medusa_cl.models.backbone import Backbone
+from medusa_cl.models.execution import FORMATS, compile_in_place, require_compiler
 from medusa_cl.models.heads import HeadFactory, HeadOutput
 from medusa_cl.randomness import seeded
 from medusa_cl.tasks import DenseTask
@@ -53,12 +55,42 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.tasks: dict[str, DenseTask] = {}
         self.frozen_heads: set[str] = set()
-        self.memory_format = torch.contiguous_format
+        self.memory_format = self._net_format = torch.contiguous_format
+        self._compiled: dict[str, Any] | None = None
 
-    def use_channels_last(self) -> None:
-        """Lay weights and features out channels last, those of later heads too: faster kernels for small networks."""
-        self.memory_format = torch.channels_last
-        self.to(memory_format=self.memory_format)
+    def use_channels_last(self, *, backbone: bool = True, heads: bool = True) -> None:
+        """Lay weights and features out channels last or contiguously; where that pays, `channels_last_pays` says.
+
+        Args:
+            backbone: Whether the backbone runs channels last, and nets that heads have of their own.
+            heads: Whether the heads do, those added later too.
+        """
+        self.memory_format, self._net_format = FORMATS[heads], FORMATS[backbone]
+        self.heads.to(memory_format=self.memory_format)
+        for net in (self.backbone, *_own_nets(self.heads.values())):
+            net.to(memory_format=self._net_format)
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile backbone and heads in place, heads added later too; off by default.
+
+        The first steps, and the first with a batch of another size, take from seconds to minutes. Answers stay the same
+        to rounding, and so do those of frozen heads: for other numbers of images other kernels may be compiled. Keys of
+        the state dict stay; copies of the model are not compiled. Where a head has blocks beside the layers of the
+        backbone (`AdaptedHead`), only the head is.
+
+        Args:
+            **options: Those of `torch.compile`.
+
+        Raises:
+            ConfigError: There is no C++ compiler.
+        """
+        if self._compiled == options:
+            return
+        if options.get("backend", "inductor") == "inductor":
+            require_compiler()
+        self._compiled = options
+        for part in (self.backbone.net, *self.heads.values(), *(net.net for net in _own_nets(self.heads.values()))):
+            compile_in_place(part, options)
 
     def add_head(self, task: DenseTask, seed: int, head: HeadFactory | None = None) -> None:
         """Add a fresh head, initialised as a pure function of (seed, task name), whatever came before.
@@ -188,8 +220,8 @@ class MultiTaskModel(nn.Module):
 
         Args:
             image: Images B 3 H W, float RGB in [0, 1], or the features that `features` returned for them.
-            tasks: Names of tasks, or for each the rows (int64 n) of the batch that it is to see; None for all tasks
-                on all rows. A task with zero rows is left out of the result.
+            tasks: Names of tasks, or for each the rows (int64 n on the CPU) of the batch that it is to see; None for
+                all tasks on all rows. A task with zero rows is left out of the result.
             extract: How shared features are made of the images; None for `features`.
 
         Returns:
@@ -282,9 +314,17 @@ class MultiTaskModel(nn.Module):
         return task
 
     def _attach(self, task: DenseTask, head: nn.Module) -> None:
-        head = head.train(self.training).to(self.backbone.mean.device)
-        self.heads[task.name] = head.to(memory_format=self.memory_format)
+        self.heads[task.name] = self._settled(head)
         self.tasks[task.name] = task
+
+    def _settled(self, head: nn.Module) -> nn.Module:
+        """Bring a new head into the model's mode, to its device, into its layout, and compile it where that is."""
+        head = head.train(self.training).to(self.backbone.mean.device).to(memory_format=self.memory_format)
+        nets = [net.to(memory_format=self._net_format) for net in _own_nets([head])]
+        if self._compiled is not None:
+            for part in (head, *(net.net for net in nets)):
+                compile_in_place(part, self._compiled)
+        return head
 
     def _laid_out(self, maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
         # One layout, wherever features come from: kernels, and so the last bits, depend on it.
@@ -318,7 +358,7 @@ class MultiTaskModel(nn.Module):
         rows = tasks if isinstance(tasks, Mapping) else dict.fromkeys(self.tasks if tasks is None else tasks)
         for name in rows:
             self._known(name)
-        return {name: chosen for name, chosen in rows.items() if chosen is None or len(chosen)}
+        return {name: None if n is None else n.cpu() for name, n in rows.items() if n is None or len(n)}
 
     def _autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -354,14 +394,7 @@ def _refuse_features(names: Sequence[str]) -> None:
 
 
 def _select(features: tuple[Tensor, ...], rows: Tensor | None) -> tuple[Tensor, ...]:
-    if rows is None or _is_everything(rows, len(features[0])):
-        return features
-    return tuple(x[rows] for x in features)
-
-
-def _is_everything(rows: Tensor, batch: int) -> bool:
-    # Only looked at on the CPU: elsewhere the look would cost more than the copy that it may save.
-    return rows.device.type == "cpu" and len(rows) == batch and torch.equal(rows, torch.arange(batch))
+    return features if rows is None else tuple(take(x, rows) for x in features)
 
 
 @contextmanager

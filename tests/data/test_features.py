@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import h5py
 import pytest
 import torch
 from torch import Tensor
 
 from medusa_cl.batch import Features
-from medusa_cl.data.features import FrozenFeatures, in_batches_of
+from medusa_cl.data.features import PRECISIONS, FrozenFeatures, at_a_time, in_batches_of, need, size
 from medusa_cl.data.hdf5 import HDF5Data
 from medusa_cl.data.loader import IDENTITY, Augmentation, DenseDataset, DenseLoader, View
-from medusa_cl.errors import TrainingError
+from medusa_cl.errors import ConfigError, DataError, TrainingError
 from medusa_cl.models import Backbone, MultiTaskModel
 from medusa_cl.tasks import depth
 
@@ -62,11 +65,24 @@ def test_an_image_does_not_depend_on_its_neighbours(backbone: Backbone, images: 
     assert all(torch.equal(w, r.flip(0)) for w, r in zip(whole, reverse, strict=True))
 
 
+@pytest.mark.parametrize(("name", "expected"), [("test_resnet", 6), ("test_efficientnet", 1), ("test_vit", 1)])
+def test_images_come_one_by_one_where_their_place_in_a_batch_matters(name: str, expected: int) -> None:
+    net = Backbone.create(name, pretrained=False)
+    net.freeze()
+    assert at_a_time(net, 6) == expected
+    draw = torch.Generator().manual_seed(0)
+    images = 20 * torch.randn(6, 3, 32, 64, generator=draw)  # so large that activations have something to round
+    whole = in_batches_of(net, images, expected)
+    for roll in range(1, 6):
+        rolled = in_batches_of(net, images.roll(roll, 0), expected)
+        assert all(torch.equal(w.roll(roll, 0), r) for w, r in zip(whole, rolled, strict=True))
+
+
 def test_kept_features_are_what_the_backbone_answers(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
     source = fake_splits["train"]
-    kept = FrozenFeatures(backbone, source, (IDENTITY, FLIPPED), batch_size=3)
+    kept = FrozenFeatures(backbone, source, Augmentation(), batch_size=3)
     for view in (IDENTITY, FLIPPED):
-        expected = in_batches_of(backbone, torch.stack([seen(source, i, view.flip) for i in range(8)]), 3)
+        expected = in_batches_of(backbone, torch.stack([seen(source, i, view.flip) for i in range(8)]), 1)
         for index in range(8):
             for ours, theirs in zip(kept.get(index, view), expected, strict=True):
                 assert torch.equal(ours, theirs[index])
@@ -74,43 +90,59 @@ def test_kept_features_are_what_the_backbone_answers(backbone: Backbone, fake_sp
     assert kept.nbytes == 2 * sum(scale.nbytes for scale in expected)
 
 
-def test_a_view_is_computed_once_in_full_batches(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
+def test_what_is_needed_is_known_before(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
+    source = fake_splits["train"]
+    for precision, share in (("32", 1), ("bf16", 2), ("fp16", 2)):
+        expected = FrozenFeatures(backbone, source, Augmentation(), batch_size=3, precision=precision)
+        assert need(backbone, source, 2, precision).bytes == expected.nbytes
+        assert expected.nbytes * share == FrozenFeatures(backbone, source, Augmentation(), batch_size=3).nbytes
+
+
+def test_every_view_is_computed_once_in_full_batches(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spy = Spy(backbone)
-    kept = FrozenFeatures(backbone, fake_splits["train"], (IDENTITY,), batch_size=5, forward=spy)
-    assert spy.sizes == [5, 5]
-    kept.add(IDENTITY)
-    assert spy.sizes == [5, 5]
-    kept.add(FLIPPED)
-    assert spy.sizes == [5] * 4
+    monkeypatch.setattr("medusa_cl.data.features.at_a_time", lambda *given: given[-1])
+    FrozenFeatures(backbone, fake_splits["train"], Augmentation(), batch_size=5, extract=spy)
+    assert spy.sizes == [5] * 4  # 8 images, 2 views
 
 
-def test_a_zoomed_view_is_kept_zoomed(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
-    source, view = fake_splits["val"], View(zoom=1.5, top=0.5, left=0.5)
+def test_fixed_views_are_kept_as_they_are_drawn(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
+    source, augmentation = fake_splits["val"], Augmentation(zooms=(1.0, 1.5), rotation=10.0, views=3)
     dataset = DenseDataset(source, ["depth"], 0)
-    kept = FrozenFeatures(backbone, source, (view,), batch_size=2)
-    zoomed = torch.stack([view.of(dataset[i], {"depth": depth()}).image for i in range(2)])  # type: ignore[misc]
-    for ours, theirs in zip(kept.get(1, view), backbone(zoomed), strict=True):
-        assert torch.equal(ours, theirs[1])
+    kept = FrozenFeatures(backbone, source, augmentation, batch_size=2)
+    for view in augmentation.views_of(1):
+        image = view.of(dataset[1], {"depth": depth()}).image
+        assert isinstance(image, Tensor)
+        for ours, theirs in zip(kept.get(1, view), in_batches_of(backbone, image[None], 1), strict=True):
+            assert torch.equal(ours, theirs[0])
 
 
 def test_a_view_not_kept_is_no_other_one(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
-    kept = FrozenFeatures(backbone, fake_splits["val"], (IDENTITY,), batch_size=2)
+    kept = FrozenFeatures(backbone, fake_splits["val"], batch_size=2)
     with pytest.raises(KeyError):
         kept.get(0, FLIPPED)
 
 
-def test_a_trainable_backbone_is_refused(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
+def test_what_cannot_be_kept_is_refused(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
+    with pytest.raises(ConfigError, match=r"endless.*scenario.augment.views=8"):
+        FrozenFeatures(backbone, fake_splits["val"], Augmentation(rotation=5.0), batch_size=2)
+    with pytest.raises(ConfigError, match=r'cache_precision "16".*fp16'):
+        FrozenFeatures(backbone, fake_splits["val"], batch_size=2, precision="16")
     backbone.unfreeze()
     with pytest.raises(TrainingError, match=r"frozen backbone.*cache_features=off"):
         FrozenFeatures(backbone, fake_splits["val"], batch_size=2)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["memory", "disk"])
 def test_loading_features_equals_loading_images_and_running_the_backbone(
-    backbone: Backbone, fake_splits: dict[str, HDF5Data]
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path, where: str, workers: int
 ) -> None:
     source = fake_splits["train"]
     dataset, augmentation = DenseDataset(source, ["depth"], 0), Augmentation()
-    features = FrozenFeatures(backbone, source, augmentation.views or (), batch_size=4)
+    folder = tmp_path if where == "disk" else None
+    features = FrozenFeatures(backbone, source, augmentation, batch_size=4, folder=folder, workers=workers)
 
     def loader(features: FrozenFeatures | None) -> DenseLoader:
         return DenseLoader(
@@ -121,9 +153,128 @@ def test_loading_features_equals_loading_images_and_running_the_backbone(
             augmentation=augmentation,
             train=True,
             features=features,
+            workers=workers,
         )
 
     for (x, y, _), (maps, other, _) in zip(loader(None), loader(features), strict=True):
         assert isinstance(maps, Features)
-        assert all(torch.equal(a, b) for a, b in zip(in_batches_of(backbone, x, 4), maps, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(in_batches_of(backbone, x, 1), maps, strict=True))
         assert torch.equal(y.entries["depth"].value, other.entries["depth"].value)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 2**-8), ("fp16", 2**-11)])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_half_precision_is_near(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path, where: str, precision: str, tolerance: float
+) -> None:
+    folder = tmp_path if where == "disk" else None
+    whole = FrozenFeatures(backbone, fake_splits["val"], batch_size=2)
+    half = FrozenFeatures(backbone, fake_splits["val"], batch_size=2, precision=precision, folder=folder)
+    for exact, rounded in zip(whole.get(1, IDENTITY), half.get(1, IDENTITY), strict=True):
+        assert rounded.dtype == PRECISIONS[precision]
+        assert not torch.equal(exact, rounded.float())
+        torch.testing.assert_close(rounded.float(), exact, rtol=tolerance, atol=1e-4 * tolerance)
+
+
+def test_a_file_is_computed_once(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(backbone)
+    monkeypatch.setattr("medusa_cl.data.features.at_a_time", lambda *given: given[-1])
+    options: dict[str, Any] = {"batch_size": 4, "folder": tmp_path, "extract": spy}
+    first = FrozenFeatures(backbone, fake_splits["train"], **options)
+    again = FrozenFeatures(backbone, fake_splits["train"], **options)
+    assert spy.sizes == [4, 4]
+    assert [p.name for p in tmp_path.iterdir()] == [f"{first.digest[:32]}.h5"]
+    assert all(torch.equal(a, b) for a, b in zip(first.get(5, IDENTITY), again.get(5, IDENTITY), strict=True))
+
+
+def test_a_file_belongs_to_weights_data_views_batch_size_and_precision(
+    backbone: Backbone, tiny_model: Callable[..., MultiTaskModel], fake_splits: dict[str, HDF5Data], tmp_path: Path
+) -> None:
+    other = tiny_model(weights_seed=1).backbone
+    other.freeze()
+    options: dict[str, Any] = {"batch_size": 4, "folder": tmp_path}
+    train = fake_splits["train"]
+    paths = [
+        FrozenFeatures(net, source, views, **(options | changed)).path
+        for net, source, views, changed in (
+            (backbone, train, Augmentation(), {}),
+            (other, train, Augmentation(), {}),
+            (backbone, fake_splits["val"], Augmentation(), {}),
+            (backbone, train, Augmentation(flip=False), {}),
+            (backbone, train, Augmentation(), {"batch_size": 2}),
+            (backbone, train, Augmentation(), {"precision": "bf16"}),
+            (backbone, train, Augmentation(), {"key": {"threads": 2}}),
+        )
+    ]
+    assert len(set(paths)) == len(paths)
+
+
+def test_a_file_of_something_else_is_refused(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path
+) -> None:
+    def kept(**changed: Any) -> FrozenFeatures:
+        return FrozenFeatures(backbone, fake_splits["val"], **({"batch_size": 2, "folder": tmp_path} | changed))
+
+    small, large = kept().path, kept(batch_size=4).path
+    assert small is not None and large is not None
+    small.replace(large)
+    with pytest.raises(DataError, match=r"under another batch_size. Delete the file"):
+        kept(batch_size=4)
+
+
+def test_damage_is_found_and_named(backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path) -> None:
+    """A flipped byte of a feature is found when it is read; a file cut short, when it is opened."""
+    source = fake_splits["val"]
+    kept = FrozenFeatures(backbone, source, batch_size=2, folder=tmp_path)
+    assert kept.path is not None
+    with h5py.File(kept.path) as file:
+        place = file["scale0"].id.get_chunk_info(0).byte_offset
+    content = bytearray(kept.path.read_bytes())
+    content[place + 10] ^= 1
+    kept.path.write_bytes(content)
+    again = FrozenFeatures(backbone, source, batch_size=2, folder=tmp_path)
+    with pytest.raises(DataError, match=rf"{kept.path.name} are damaged .*Delete the file"):
+        again.get(0, IDENTITY)
+    kept.path.unlink()  # the one that is open
+    kept.path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=rf"{kept.path.name} are damaged .*Delete the file"):
+        FrozenFeatures(backbone, source, batch_size=2, folder=tmp_path)
+
+
+def test_an_interrupted_or_failed_write_leaves_nothing(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path
+) -> None:
+    def failing(error: BaseException) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        calls = iter(range(99))
+
+        def extract(images: Tensor) -> tuple[Tensor, ...]:
+            if next(calls):
+                raise error
+            return backbone(images)  # type: ignore[no-any-return]
+
+        return extract
+
+    for error, expected in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), DataError)):
+        with pytest.raises(expected):
+            FrozenFeatures(backbone, fake_splits["train"], batch_size=4, folder=tmp_path, extract=failing(error))
+        assert list(tmp_path.iterdir()) == []
+    FrozenFeatures(backbone, fake_splits["train"], batch_size=4, folder=tmp_path)
+
+
+def test_progress_is_told(backbone: Backbone, fake_splits: dict[str, HDF5Data]) -> None:
+    told = list[tuple[int, int]]()
+    options: dict[str, Any] = {"batch_size": 6, "progress": lambda *numbers: told.append(numbers)}
+    FrozenFeatures(backbone, fake_splits["train"], Augmentation(), **options)
+    assert told == [(6, 16), (12, 16), (16, 16)]
+
+
+def test_bytes_are_readable() -> None:
+    assert [size(n) for n in (0, 1023, 2048, 5 * 2**20, 1.5 * 2**30)] == [
+        "0 B",
+        "1.02e+03 B",
+        "2 KiB",
+        "5 MiB",
+        "1.5 GiB",
+    ]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from medusa_cl import tasks
 from medusa_cl.batch import Features, Sample, TaskBatch
@@ -214,10 +214,65 @@ def test_without_a_limit_epochs_are_the_callers(make: Callable[..., DenseLoader]
 def test_evaluation_keeps_all_images_in_order_as_they_are(make: Callable[..., DenseLoader]) -> None:
     loader = make(counted(10), 4, augmentation=None, train=False)
     batches = list(loader)
-    assert [len(y) for _, y, _ in batches] == [4, 4]
+    assert [len(y) for _, y, _ in batches] == [4, 3, 1]  # of images 0-3, 4-7 and 8-9; 4 and 9 have no label
     seen = torch.cat([x[:, 0, 0, 0] for x, _, _ in batches])
     assert torch.equal((seen * 255).round().long(), torch.tensor([0, 1, 2, 3, 5, 6, 7, 8]))
     assert same(batches, list(loader))
+
+
+def test_a_batch_of_evaluation_is_the_same_whichever_other_tasks_are_asked_for(
+    make: Callable[..., DenseLoader],
+) -> None:
+    source = Counted(11)
+
+    def depths(*names: str) -> list[Tensor]:
+        chosen = {name: TASKS[name] for name in names}
+        loader = make(DenseDataset(source, chosen, 0), 4, augmentation=None, train=False)
+        return [y.entries["depth"].value for _, y, _ in loader if "depth" in y.entries]
+
+    assert same(depths("depth"), depths("semseg", "depth"))
+    assert [len(value) for value in depths("depth")] == [3, 2, 1]  # 0 1 3; 6 7; 10
+
+
+def test_processes_share_every_batch(make: Callable[..., DenseLoader]) -> None:
+    for train in (True, False):
+        options: dict[str, Any] = {"train": train, "augmentation": None}
+        whole = make(counted(10), 4, **options).batches(1)
+        shares = [make(counted(10), 4, shard=(rank, 2), **options).batches(1) for rank in (0, 1)]
+        assert [batch[0::2] for batch in whole] == shares[0]
+        assert [batch[1::2] for batch in whole if len(batch) > 1] == shares[1]
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused(make: Callable[..., DenseLoader]) -> None:
+    with pytest.raises(ConfigError, match=r"2 equal parts.*batch_size=3 and 8 images"):
+        make(counted(10), 3, shard=(0, 2))
+    with pytest.raises(ConfigError, match=r"10 equal parts.*batch_size=10 and 8 images"):
+        make(counted(10), 10, shard=(0, 10))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_pool_of_workers_loads_all_epochs(
+    make: Callable[..., DenseLoader], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[DataLoader[Any]]()
+
+    class Counting(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            made.append(self)
+            return super().__iter__()
+
+    monkeypatch.setattr("medusa_cl.data.loader.DataLoader", Counting)
+    loader = make(max_steps=5, workers=workers)
+    batches = [batch for epoch in epochs_of(loader, 3) for batch in epoch]
+    assert (len(batches), len(made)) == (5, 1)
+    assert same(batches, [batch for epoch in epochs_of(make(), 3) for batch in epoch][:5])
+
+
+def test_an_epoch_left_early_does_not_shift_the_next(make: Callable[..., DenseLoader]) -> None:
+    whole, left = make(max_steps=6), make(max_steps=6)
+    epochs = epochs_of(whole, 2)
+    next(iter(left))
+    assert same(epochs[1], list(left))
 
 
 def test_evaluation_keeps_a_ragged_last_batch(make: Callable[..., DenseLoader]) -> None:
@@ -244,8 +299,8 @@ def test_a_dataset_is_the_images_that_have_some_label() -> None:
 def test_batches_carry_labels_and_the_rows_that_have_a_target(make: Callable[..., DenseLoader]) -> None:
     loader = make(counted(6, 2, ["semseg", "depth"]), 5, train=False, augmentation=None)
     _, y, labels = next(iter(loader))
-    assert labels.tolist() == [2] * 5
-    assert y.entries["semseg"].rows.tolist() == [0, 1, 2, 3, 4]
+    assert labels.tolist() == [2] * 4  # image 4 has no label
+    assert y.entries["semseg"].rows.tolist() == [0, 1, 2, 3]
     assert y.entries["depth"].rows.tolist() == [0, 1, 3]
 
 
@@ -372,23 +427,50 @@ def test_batches_of_cropped_views_are_the_same_for_any_number_of_workers(make: C
 
 
 def test_views_are_listed_where_they_can_be() -> None:
-    assert Augmentation().views == (IDENTITY, View(flip=True))
-    assert Augmentation(flip=False).views == (IDENTITY,)
+    assert (Augmentation().count, Augmentation().views_of(3)) == (2, (IDENTITY, View(flip=True)))
+    assert (Augmentation(flip=False).count, Augmentation(flip=False).views_of(3)) == (1, (IDENTITY,))
     endless: list[dict[str, Any]] = [{"zooms": (1.0, 1.5)}, {"scale": (0.5, 2.0)}, {"rotation": 5.0}, {"crop": (4, 4)}]
-    assert {Augmentation(**options).views for options in endless} == {None}
+    assert {Augmentation(**options).count for options in endless} == {None}
+    with pytest.raises(ConfigError, match=r"endless.*scenario.augment.views=8"):
+        Augmentation(rotation=5.0).views_of(0)
     drawn = {Augmentation().draw(0, index) for index in range(50)}
-    assert drawn == set(Augmentation().views or ())
+    assert drawn == set(Augmentation().views_of(0))
+
+
+def test_fixed_views_are_drawn_once_for_all_tasks_seeds_and_epochs() -> None:
+    augmentation = Augmentation(zooms=(1.0, 1.2, 1.5), rotation=10.0, views=4)
+    assert augmentation.count == 4
+    for index in range(5):
+        views = augmentation.views_of(index)
+        keys = [(seed, task, epoch) for seed in range(3) for task in ("depth", "edges") for epoch in range(20)]
+        assert {augmentation.draw(*key, index) for key in keys} == set(views)
+        assert len(set(views)) == 4
+    assert len({view for index in range(20) for view in augmentation.views_of(index)}) == 80  # each image has its own
+    assert {view.zoom for index in range(20) for view in augmentation.views_of(index)} == {1.0, 1.2, 1.5}
+    with pytest.raises(ConfigError, match="views of at least 1"):
+        Augmentation(views=0)
 
 
 class Asked:
     """A feature source that answers with what it was asked."""
 
-    def get(self, index: int, view: View) -> tuple[Tensor, ...]:
-        return torch.full((2, 2, 3), float(index)), torch.full((1, 1, 1), float(view.flip))
+    def __init__(self, on_disk: bool) -> None:
+        self.on_disk = on_disk
+
+    def row(self, index: int, view: View) -> int:
+        return 2 * index + view.flip
+
+    def take(self, rows: Tensor) -> Features:
+        first = torch.ones(len(rows), 2, 2, 3) * (rows // 2).view(-1, 1, 1, 1)
+        return Features((first, (rows % 2).view(-1, 1, 1, 1).float()))
 
 
-def test_features_stand_for_images_and_belong_to_the_same_view(make: Callable[..., DenseLoader]) -> None:
-    plain, kept = make(counted(8)), make(counted(8), features=Asked())
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_stand_for_images_and_belong_to_the_same_view(
+    make: Callable[..., DenseLoader], on_disk: bool, workers: int
+) -> None:
+    plain, kept = make(counted(8)), make(counted(8), features=Asked(on_disk), workers=workers)
     for (x, y, labels), (features, other, other_labels) in zip(plain, kept, strict=True):
         assert isinstance(features, Features)
         indices = (x[:, 0, 0, 0] * 255).round()
@@ -397,6 +479,16 @@ def test_features_stand_for_images_and_belong_to_the_same_view(make: Callable[..
         assert features[1].flatten().tolist() == flips
         assert same(y, other)
         assert same(labels, other_labels)
+
+
+def test_where_features_are_kept_no_image_is_read(
+    make: Callable[..., DenseLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = Augmentation(scale=(0.5, 2.0), rotation=20.0, crop=(3, 5))
+    expected = [y for _, y, _ in make(counted(8), augmentation=views)]
+    monkeypatch.setattr(Counted, "image", None)
+    loader = make(counted(8), augmentation=views, features=Asked(on_disk=False))
+    assert same(expected, [y for _, y, _ in loader])
 
 
 def test_an_augmentation_is_made_of_its_options() -> None:
@@ -496,7 +588,7 @@ def test_kept_features_are_of_the_padded_image() -> None:
     backbone = Backbone.create("test_efficientnet", pretrained=False)
     backbone.freeze()
     view = View(flip=True)
-    kept = FrozenFeatures(backbone, Various(3), (IDENTITY, view), batch_size=3, forward=lambda images: (images,))
+    kept = FrozenFeatures(backbone, Various(3), Augmentation(), batch_size=3, extract=lambda images: (images,))
     dataset = DenseDataset(Various(3), TASKS_OF_VARIOUS, 0)
     for index in range(3):
         assert same(kept.get(index, IDENTITY)[0], dataset[index].image)

@@ -228,6 +228,23 @@ def test_a_task_costs_its_head() -> None:
     assert model.parameters_of("normals") == sum(p.numel() for p in model.parameters()) - before
 
 
+def test_a_head_step_in_bf16_is_near_one_in_float32(image: Tensor) -> None:
+    """From frozen features to gradients, on the CPU: finite, of float32, and a few percent away."""
+    found = {}
+    for precision in ("32", "bf16"):
+        model = make("normals", precision=precision).train()
+        model.freeze_backbone()
+        features = model.features(image)
+        logits, initial = model(features)["normals"]
+        torch.stack([x.square().mean() for x in (logits, *initial)]).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.head_parameters() if p.grad is not None])
+        found[precision] = (*features, logits.detach(), gradient)
+    assert not torch.equal(found["bf16"][-1], found["32"][-1])
+    for half, full in zip(found["bf16"], found["32"], strict=True):
+        assert half.dtype == torch.float32 and bool(half.isfinite().all())
+        assert float((half - full).norm() / full.norm()) < 0.1
+
+
 def test_bf16_answers_in_float32(image: Tensor) -> None:
     model, full = make("depth", precision="bf16").eval(), make("depth").eval()
     assert all(x.dtype == torch.float32 for x in model.features(image))

@@ -95,7 +95,7 @@ def no_kept_features() -> Iterator[None]:
         raise AssertionError("features were kept")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medusa_cl.strategies.medusa.FrozenFeatures", fail)
+        patch.setattr("medusa_cl.strategies.caching.FrozenFeatures", fail)
         yield
 
 

@@ -137,13 +137,6 @@ def test_seeds_differ(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
     assert not equal(state_of(first, ("normals",)), state_of(other, ("normals",)))
 
 
-def test_cached_features_give_what_the_backbone_gives(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
-    kept = learn_all(tiny_model(), tiny_scenario, cache_features="memory")
-    run = learn_all(tiny_model(), tiny_scenario, cache_features="off")
-    for key, value in state_of(kept, tuple(kept.tasks)).items():
-        torch.testing.assert_close(value, run.state_dict()[key], rtol=1e-4, atol=1e-5)
-
-
 def test_steps_are_the_lesser_of_steps_and_epochs(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
     """8 images in batches of 4 are 2 steps an epoch."""
     for options, expected in (
