@@ -183,10 +183,10 @@ def gathered(values: Tensor) -> list[Tensor]:
         return [values]
     import torch
 
-    sent = values.detach().contiguous()
+    sent = values.detach().reshape(-1).view(torch.uint8)  # bytes, for gloo does not know every type
     found = [torch.empty_like(sent) for _ in range(world())]
     _call("all_gather", found, sent)
-    return found
+    return [one.view(values.dtype).view(values.shape) for one in found]
 
 
 def barrier() -> None:

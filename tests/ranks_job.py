@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fake_data import fake_scene
 from medusa_cl import distributed, tasks
+from medusa_cl.data.features import FrozenFeatures
+from medusa_cl.data.loader import Augmentation
 from medusa_cl.errors import ConfigError, TrainingError
 from medusa_cl.models import Backbone, MedusaHead, MultiTaskModel
 from medusa_cl.scenarios.dense import DenseScenario, dense_scenario
@@ -140,6 +142,19 @@ def equal_ranks() -> dict[str, Any]:
     return {"batch_statistics": found, "refused": refused(), "drifted": drifted(strategy)}
 
 
+def kept_features(folder: Path = Path()) -> dict[str, Any]:
+    """Features of 13 images in 2 views, in memory and in a file, each process computing its share of batches of 4."""
+    backbone = Backbone.create(WITHOUT_BATCH_STATISTICS, pretrained=False, weights_seed=0)
+    backbone.freeze()
+    source, found = SomeLabels("train", 13), {}
+    for precision, place in (("32", None), ("32", folder / "kept"), ("bf16", folder / "kept")):
+        kept = FrozenFeatures(backbone, source, Augmentation(), batch_size=4, precision=precision, folder=place)
+        found[f"{precision}, {'memory' if place is None else 'disk'}"] = [
+            x.float() for x in kept.take(torch.arange(26))
+        ]
+    return found
+
+
 def refused() -> str:
     """What is said of a plugin that keeps shares of batches."""
     from medusa_cl.strategies.distillation import DenseDER
@@ -197,7 +212,7 @@ def failing() -> dict[str, Any]:
     return learnt(WITHOUT_BATCH_STATISTICS, Fails())[1]
 
 
-PARTS = {"proofs": [proofs], "ranks": [exchanges, proofs, equal_ranks], "failing": [failing]}
+PARTS = {"proofs": [proofs], "ranks": [exchanges, kept_features, proofs, equal_ranks], "failing": [failing]}
 
 
 def main(folder: Path, part: str) -> None:

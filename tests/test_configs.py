@@ -23,7 +23,7 @@ from medusa_cl.models import Backbone, MultiTaskModel
 GROUPS = groups()
 TRAINER = {
     "device", "precision", "batch_size", "epochs", "max_steps", "base_steps", "lr_head", "lr_backbone", "workers",
-    "threads", "schedule", "clip", "weight_decay", "channels_last", "compile", "processes", "select",
+    "threads", "schedule", "clip", "weight_decay", "channels_last", "compile", "distributed", "processes", "select",
 }  # fmt: skip
 
 

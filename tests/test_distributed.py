@@ -140,6 +140,14 @@ def test_exchanges(both: list[dict[str, Any]]) -> None:
         assert [value.tolist() for value in found["gathered"]] == [[0, 7], [1, 7]]
 
 
+def test_ranks_compute_features_together(both: list[dict[str, Any]], tmp_path: Path) -> None:
+    alone = ranks_job.kept_features(tmp_path)
+    assert list(alone) == ["32, memory", "32, disk", "bf16, disk"]
+    for rank in both:
+        for place, scales in alone.items():
+            assert all(map(torch.equal, rank["kept_features"][place], scales)), place
+
+
 def test_one_that_fails_ends_all_with_one_message(launches: Launches) -> None:
     status, output, errors = launches.done("failing")
     assert status != 0

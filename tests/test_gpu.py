@@ -16,7 +16,7 @@ from medusa_cl import tasks
 from medusa_cl.batch import Features
 from medusa_cl.data.features import FrozenFeatures
 from medusa_cl.data.hdf5 import HDF5Data
-from medusa_cl.data.loader import IDENTITY, DenseDataset, DenseLoader, unit_image
+from medusa_cl.data.loader import DenseDataset, DenseLoader, unit_image
 from medusa_cl.losses import at_size
 from medusa_cl.models import MultiTaskModel
 from medusa_cl.randomness import generator
@@ -161,12 +161,12 @@ def test_kept_features_travel_through_page_locked_memory(
     model = tiny_model("normals").to(DEVICE).eval()
     model.freeze_backbone()
     source = tiny_scenario.data["train"]
-    kept = FrozenFeatures(model.backbone, source, (IDENTITY,), batch_size=4, device=DEVICE, forward=model.features)
+    kept = FrozenFeatures(model.backbone, source, batch_size=4, device=DEVICE, extract=model.features)
     dataset = DenseDataset(source, ["normals"], 1)
     options: dict[str, Any] = {"tasks": tiny_scenario.tasks, "workers": workers, "pin_memory": True}
     for k, (x, y, labels) in enumerate(DenseLoader(dataset, 4, features=kept, **options)):
         assert isinstance(x, Features)
-        assert all(tensor.is_pinned() for tensor in (*x, *y.entries["normals"], labels) if isinstance(tensor, Tensor))
+        assert all(tensor.is_pinned() for tensor in (*x, y.entries["normals"].value, labels))
         pictures = torch.stack([unit_image(source, i) for i in range(4 * k, 4 * k + 4)]).to(DEVICE)
         with torch.no_grad():
             answer, expected = (model(given)["normals"][0] for given in (tuple(x.to(DEVICE)), pictures))
@@ -300,3 +300,47 @@ def logits_and_target(data: HDF5Data, name: str) -> tuple[Tensor, Tensor]:
     target = torch.stack([t for t in found if t is not None])
     # Images of 32 x 48 are padded to 32 x 64: logits of a quarter of that.
     return torch.randn(len(target), channels, 8, 16, generator=generator("logits", name)), target
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_features_are_kept_on_the_device(tiny_model: Model, tiny_scenario: DenseScenario, precision: str) -> None:
+    said = list[str]()
+    strategy = medusa(tiny_model("semseg", "depth"), cache_precision=precision)
+    strategy.medusa.cache.notify = said.append
+    strategy.model.adopt(tiny_scenario.train_stream[0])
+    strategy.train(tiny_scenario.train_stream[1], eval_streams=[])
+    assert len(said) == 1 and "kept in the device's memory" in said[0]
+    features = next(iter(strategy.medusa.cache._kept.values()))
+    found = features.take(torch.tensor([0, 5]))
+    assert {x.device.type for x in found} == {DEVICE}
+    assert {x.dtype for x in found} == {torch.float32 if precision == "32" else torch.bfloat16}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_on_disk_reach_the_device(
+    tiny_model: Model, tiny_scenario: DenseScenario, tmp_path: Path, workers: int
+) -> None:
+    strategy = medusa(tiny_model("semseg", "depth"), cache_features="disk", cache_dir=tmp_path, workers=workers)
+    strategy.model.adopt(tiny_scenario.train_stream[0])
+    strategy.train(tiny_scenario.train_stream[1], eval_streams=[])
+    strategy.eval(tiny_scenario.test_stream[:2])
+    assert strategy.results["normals"]["mean"] > 0
+
+
+def test_one_rank_of_nccl(tmp_path: Path) -> None:
+    """A whole run under torchrun, alone: nccl for the device, gloo for what lies on the CPU."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    from small_run import SMALL, miniature
+
+    root = Path(__file__).resolve().parents[1]
+    given = [o for o in SMALL if o != "trainer.device=cpu"] + [f"scenario.root={miniature(tmp_path)}", "out=run"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m"]
+    command += ["medusa_cl.run", "trainer=ddp", "trainer.device=cuda", "references=none", *given]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"].startswith("cuda")
