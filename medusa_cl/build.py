@@ -63,6 +63,7 @@ def check(cfg: DictConfig, start: Start | None = None) -> None:
 
 def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
     """Check that strategy, plugins, backbone and head go together."""
+    from medusa_cl.data.loader import as_augmentation
     from medusa_cl.models.backbone import Backbone
     from medusa_cl.strategies import compose
     from medusa_cl.strategies.medusa import MedusaPlugin
@@ -79,6 +80,9 @@ def _check_strategy(cfg: DictConfig, start: Start | None) -> None:
         small.freeze_stages(freeze.stages)
     head_factory(cfg.head)(small.channels, {"task": 1} if cfg.head.get("coupled") else 1)
     _check_together(cfg)
+    if "augment" in cfg.scenario:
+        augment: Any = OmegaConf.to_container(cfg.scenario.augment, resolve=True) if cfg.scenario.augment else None
+        freeze.cache.check(as_augmentation(augment))
 
 
 def _check_start(cfg: DictConfig, start: Start) -> None:
@@ -131,13 +135,6 @@ def arrange_found(cfg: DictConfig, scenario: DenseScenario) -> None:
     """Count the steps of tasks learnt together where only the data has told which tasks there are."""
     if cfg.scenario.get("order") == "joint" and cfg.scenario.get("base") is None:
         lengthen(cfg, len(scenario.tasks) - 1)
-
-
-def check_views(cfg: DictConfig, scenario: DenseScenario) -> None:
-    """Check that features which are to be kept can be, before any is needed."""
-    from medusa_cl.strategies.caching import FeatureCache
-
-    FeatureCache(cfg.strategy.get("cache_features", "off")).check(scenario.augmentation)
 
 
 def lengthen(cfg: DictConfig, tasks: int) -> None:

@@ -93,6 +93,11 @@ def world() -> int:
     return int(_dist().get_world_size()) if _joined() else 1
 
 
+def local_world() -> int:
+    """Return how many processes train together on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world() > 1 else 1
+
+
 def is_main() -> bool:
     """Return whether this is the process that reports and saves."""
     return rank() == 0

@@ -33,7 +33,6 @@ from medusa_cl.build import (
     base_place,
     begins_alike,
     check,
-    check_views,
     dependencies,
     head_factories,
     head_factory,
@@ -516,7 +515,6 @@ def _set_up(
     with timed(stages, "data"), distributed.first_on_machine():
         scenario = scenario_of(cfg, console)
     arrange_found(cfg, scenario)
-    check_views(cfg, scenario)
     _tell_data(scenario, console)
     if cfg.trainer.select == "val" and "val" not in scenario.data:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 
-from medusa_cl import distributed, rundir
+from medusa_cl import __version__, distributed, rundir
 from medusa_cl.data.features import AS_IT_IS, PRECISIONS, FrozenFeatures, Need, digest, key_of, need, size
 from medusa_cl.data.loader import Augmentation
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, TrainingError, unknown
 from medusa_cl.models.backbone import Backbone
 from medusa_cl.strategies.template import DenseModule
+from medusa_cl.summary import code_hash, packages
 
 MODES = ("auto", "memory", "disk", "off")
 SHARE = 0.5
@@ -34,7 +36,8 @@ class FeatureCache:
         mode: "auto" keeps them in memory where they fit, else on disk, and not at all where the rest of the stream
             looks at fewer views than there are; "memory" (of the CUDA device, where they fit there) and "disk"
             insist; "off" runs the backbone each time.
-        precision: "32", "bf16" or "fp16", in which they are kept; only "32" gives the numbers of an uncached run.
+        precision: "32", "bf16" or "fp16": to what features of a frozen backbone are rounded, kept or not, so that what
+            is kept where changes no result.
         folder: Where files go; by default runs/.cache/features. A later run finds them there.
         shared: Features kept before, by digest, to be shared by strategies on the same frozen backbone.
 
@@ -48,13 +51,14 @@ class FeatureCache:
 
     def __init__(
         self,
-        mode: str = "auto",
+        mode: str | bool = "auto",
         precision: str = "32",
         folder: str | Path | None = None,
         shared: dict[str, FrozenFeatures] | None = None,
     ) -> None:
+        mode = "off" if mode is False else str(mode)  # what YAML makes of off
         if mode not in MODES:
-            raise ConfigError(unknown("strategy.cache_features", str(mode), MODES))
+            raise ConfigError(unknown("strategy.cache_features", mode, MODES))
         if str(precision) not in PRECISIONS:
             raise ConfigError(unknown("strategy.cache_precision", str(precision), PRECISIONS))
         self.mode, self.precision = mode, str(precision)
@@ -122,8 +126,9 @@ class FeatureCache:
         }
         if (known := digest(own)) in self._kept:
             return self._kept[known]
-        needed = need(model.model.features, source, views.count or 1, self.precision, device)
-        place, why = distributed.agreed(self._place(needed, device, draws))
+        needed = need(model.model.features, source, views, self.precision, device)
+        there = (self.folder / f"{known[:32]}.h5").is_file()
+        place, why = distributed.agreed(self._place(needed, device, draws, there))
         if not self._tell(split, needed, place, why):
             return None
         options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision, "workers": workers}
@@ -132,6 +137,16 @@ class FeatureCache:
         with self._shown(f"features of {split}", needed.rows) as progress:
             self._kept[known] = FrozenFeatures(model.backbone, source, views, **options, progress=progress)
         return self._kept[known]
+
+    def pass_over(self, why: str) -> None:
+        """Say why features are not kept in what comes.
+
+        Raises:
+            ConfigError: It insists on keeping them.
+        """
+        if self.insists:
+            raise ConfigError(f"strategy.cache_features={self.mode}, but {why}. Set strategy.cache_features=auto.")
+        self._say("passed over", f"features are not kept: {why}")
 
     def _possible(self, model: DenseModule, augmentation: Augmentation | None, tasks: Iterable[str]) -> bool:
         self.check(augmentation)
@@ -161,19 +176,23 @@ class FeatureCache:
         self._frozen = backbone, found
         return found
 
-    def _place(self, needed: Need, device: torch.device, draws: int | None) -> tuple[str, str]:
-        """Return where features go ("" for nowhere) and why."""
+    def _place(self, needed: Need, device: torch.device, draws: int | None, there: bool) -> tuple[str, str]:
+        """Return where features go ("" for nowhere) and why; `there` is whether their file is."""
         if self.mode == "disk":
             return "disk", "as asked for"
         if device.type == "cuda" and needed.bytes <= (free := torch.cuda.mem_get_info(device)[0]) * SHARE / 2:
             return "device", f"{size(free)} are free"
         if self.mode == "memory":
             return "memory", "as asked for"
+        if there:
+            return "disk", "from an earlier run"
         if draws is not None and draws < needed.rows:
             return "", f"the stream has {draws} looks left at these {needed.rows} views"
-        for place, free in (("memory", free_memory()), ("disk", free_disk(self.folder))):
-            if needed.bytes <= free * SHARE:
-                return place, f"{size(free)} are free"
+        copies = distributed.local_world()  # each process keeps its own
+        if copies * needed.bytes <= (free := free_memory()) * SHARE:
+            return "memory", f"{size(free)} are free"
+        if needed.bytes <= (free := free_disk(self.folder)) * SHARE:
+            return "disk", f"{size(free)} are free"
         return "", f"{size(free_memory())} of memory and {size(free_disk(self.folder))} of disk are free"
 
     def _tell(self, split: str, needed: Need, place: str, why: str) -> bool:
@@ -201,22 +220,36 @@ def _machine(model: DenseModule, device: torch.device) -> dict[str, Any]:
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     weights = next((p for p in whole.backbone.parameters() if p.dim() == 4), torch.empty(0))
     layout = [str(number) for number in weights.stride()]
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    scaling = [whole.backbone.mean.flatten().tolist(), whole.backbone.std.flatten().tolist()]
     how = [whole.precision, str(whole.backbone.net._compiled_call_impl is not None), *layout]
-    return {"device": device.type, "threads": threads, "torch": torch.__version__, "forward": how}
+    code = [__version__, code_hash(), packages()]
+    return {"device": [device.type, processor], "threads": threads, "code": code, "forward": how, "images": scaling}
 
 
 def free_memory() -> int:
     """Return the bytes of memory that this process may still take, as far as the system says."""
     pages = os.sysconf("SC_PHYS_PAGES" if sys.platform == "darwin" else "SC_AVPHYS_PAGES")
-    free = pages * os.sysconf("SC_PAGE_SIZE")
+    free: float = pages * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration):  # Linux also counts what it could give back
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # "max" where a container has no limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return max(free, 0)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line for line in lines if line.startswith("0::")).removeprefix("0::")
+        group = Path("/sys/fs/cgroup") / own.strip("/")
+        limited = [one for one in (group, *group.parents) if (one / "memory.max").is_file()]
+        free = min([free, *map(_left_in, limited)])
+    return int(max(free, 0))
+
+
+def _left_in(group: Path) -> float:
+    """Return the bytes that a control group's limit leaves, files in memory not counted."""
+    limit = (group / "memory.max").read_text().strip()
+    if limit == "max":
+        return math.inf
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(limit) - int((group / "memory.current").read_text()) + int(statistics["inactive_file"])
 
 
 def free_disk(folder: Path) -> int:

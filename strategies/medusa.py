@@ -16,7 +16,7 @@ from avalanche.core import SupervisedPlugin
 
 from medusa_cl import distributed
 from medusa_cl.batch import Features
-from medusa_cl.data.features import FrozenFeatures
+from medusa_cl.data.features import PRECISIONS, FrozenFeatures
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.models.backbone import Backbone
@@ -106,6 +106,7 @@ class MedusaPlugin(SupervisedPlugin):
         """Refuse a host, or plugins beside this one, that do not compose, and parts that the backbone has not."""
         if not isinstance(strategy, DenseTemplate):
             compose.check_strategy(strategy)
+        strategy.model.rounding = PRECISIONS[self.cache.precision]
         self.check_stages(strategy.model.backbone)
 
     def check_stages(self, backbone: Backbone) -> None:
@@ -172,12 +173,16 @@ class MedusaPlugin(SupervisedPlugin):
             split: What the images are, for people.
         """
         batch_size = strategy.train_mb_size // distributed.world()
-        return self.cache.of(strategy.model, source, None, tasks, batch_size=batch_size, split=split)
+        options = {"batch_size": batch_size, "split": split, "workers": getattr(strategy, "workers", 0)}
+        return self.cache.of(strategy.model, source, None, tasks, **options)
 
     def _to_train(self, strategy: Any) -> FrozenFeatures | None:
         experience = strategy.experience
         steps = planned_steps(strategy)
         if not steps:  # gone through only, with a base that was loaded
+            return None
+        if any((verdict := compose.verdict_of(plugin)) and verdict.feeds for plugin in strategy.plugins):
+            self.cache.pass_over("a plugin makes the batches, of images (replay)")
             return None
         return self.cache.of(
             strategy.model,

@@ -138,7 +138,8 @@ class ValSelection(SupervisedPlugin):
         assert self._source is not None
         dataset = DenseDataset(self._source, tasks, strategy.experience.task_label)
         features = next((p.features_of(strategy, self._source, tasks, "val") for p in _medusa(strategy)), None)
-        loader = DenseLoader(dataset, strategy.eval_mb_size, tasks=tasks, features=features, shard=distributed.shard())
+        options: dict[str, Any] = {"features": features, "workers": getattr(strategy, "workers", 0)}
+        loader = DenseLoader(dataset, strategy.eval_mb_size, tasks=tasks, shard=distributed.shard(), **options)
         with _evaluating(strategy.model):
             for x, y, _ in loader:
                 targets = y.to(strategy.device)

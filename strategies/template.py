@@ -41,7 +41,11 @@ class DenseModule(MultiTaskModule):
     Args:
         model: The model; its parameters keep their names here.
         seed: What the initialisation of new heads depends on, besides the task's name.
-        batch_size: A frozen backbone is always run on batches of exactly this size; None runs it as it comes.
+        batch_size: A backbone in eval mode is always run on batches of exactly this size; None runs it as it comes.
+
+    Attributes:
+        tasks_of: Names of the tasks of each label.
+        rounding: The type to which features of a frozen backbone are rounded, whether they are kept or not.
     """
 
     def __init__(self, model: MultiTaskModel, *, seed: int = 0, batch_size: int | None = None) -> None:
@@ -49,6 +53,7 @@ class DenseModule(MultiTaskModule):
         object.__setattr__(self, "model", model)  # not a submodule: the state dict keeps the model's own keys
         self.backbone, self.heads = model.backbone, model.heads
         self.seed, self.batch_size = seed, batch_size
+        self.rounding = torch.float32
         self.tasks_of: dict[int, tuple[str, ...]] = {}
 
     model: MultiTaskModel
@@ -115,11 +120,16 @@ class DenseModule(MultiTaskModule):
         return TaskBatch({task: Entry(rows[task], logits, aux) for task, (logits, aux) in answers.items()}, x.size(0))
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of images B 3 H W; batch by full batch where the backbone is frozen."""
-        if self.batch_size and self.backbone.frozen:
+        """Return the features of images B 3 H W; batch by full batch where the backbone is frozen or evaluated."""
+        if self.batch_size and not self.backbone.training:
             count = at_a_time(self.backbone, self.batch_size // world())
-            return in_batches_of(self.model.features, images, count)
-        return self.model.features(images)
+            return self._rounded(in_batches_of(self.model.features, images, count))
+        return self._rounded(self.model.features(images))
+
+    def _rounded(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.backbone.frozen or self.rounding == torch.float32:
+            return maps
+        return tuple(x.to(self.rounding).float() for x in maps)
 
     def _rows(self, labels: Tensor | int | None, count: int) -> dict[str, Tensor]:
         everything = torch.arange(count)
@@ -469,8 +479,9 @@ class DenseTemplate(SupervisedTemplate):
         """The tasks to be answered in the pass of the current experience; none where an earlier one has done so.
 
         All learnt tasks of the experiences under evaluation that have the same images go in one pass, with the first of
-        them: the images are loaded once and their features made once. With metrics other than our own, which may look
-        at one experience after the other, each has its own pass.
+        them: the images are loaded once and their features made once. There is no training loss, and plugins see the
+        batches of all these tasks in that experience. With metrics other than our own, which may look at one experience
+        after the other, each has its own pass.
         """
         experience = self.experience
         if not self._only_ours:

@@ -11,19 +11,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medusa_cl import distributed
 from medusa_cl.batch import Features, Sample
-from medusa_cl.data.loader import Augmentation, View, padded_image
+from medusa_cl.data.loader import Augmentation, View, next_batch, padded_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, TrainingError, unknown
 from medusa_cl.models.backbone import Backbone
@@ -115,18 +116,22 @@ class Need(NamedTuple):
 
 def size(count: float) -> str:
     """Return a number of bytes for people."""
-    unit, name = next(
-        (u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")) if count >= u or u == 1
-    )
-    return f"{count / unit:.3g} {name}"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
 
 
-def need(extract: Extract, source: DenseData, views: int, precision: str, device: torch.device | str = "cpu") -> Need:
-    """Return what features of a split would take, from those of its first image."""
+def need(
+    extract: Extract, source: DenseData, augmentation: Augmentation, precision: str, device: torch.device | str = "cpu"
+) -> Need:
+    """Return what features of a split would take, from those of the first view of its first image."""
+    images = _Images(source, augmentation)
     with torch.no_grad():
-        maps = extract(padded_image(source, 0)[None].to(device))
+        maps = extract(images[0][None].to(device))
     values = sum(scale.numel() for scale in maps)
-    return Need(len(source), views, values * PRECISIONS[precision].itemsize)
+    return Need(len(source), len(images) // len(source), values * PRECISIONS[precision].itemsize)
 
 
 class FrozenFeatures:
@@ -229,13 +234,19 @@ class FrozenFeatures:
             memory = _Memory(self._device if on_device else torch.device("cpu"))
             self._fill(memory)
             return memory
-        if not distributed.agreed(self.path.is_file()):
-            if distributed.is_main():
-                _write_file(self.path, self._key, self._fill)
-            else:
-                self._fill(_Nowhere())
-            distributed.barrier()
+        with _locked(self.path) if distributed.is_main() else nullcontext():
+            if not distributed.agreed(self.path.is_file()):
+                if distributed.is_main():
+                    _write_file(self.path, self._key, self._fill)
+                else:
+                    self._fill(_Nowhere())
+                distributed.barrier()
         return _File(self.path, self._key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what a process that loads does not need: the backbone, and features in memory."""
+        without = dict.fromkeys(("_backbone", "_extract", "_progress"))
+        return self.__dict__ | without | ({} if self.on_disk else {"_store": _Nowhere()})
 
     @torch.no_grad()
     def _fill(self, store: _Store) -> None:
@@ -259,14 +270,14 @@ class FrozenFeatures:
         world, rank = distributed.world(), distributed.rank()
         firsts = range(0, batches, world)
         mine = [min(first + rank, batches - 1) for first in firsts]
-        images = _Images(self._source, self._augmentation, self._views)
+        images = _Images(self._source, self._augmentation)
         sampler = [
             [min(row, len(images) - 1) for row in range(n * self._batch_size, (n + 1) * self._batch_size)] for n in mine
         ]
         options: dict[str, Any] = {"num_workers": self._workers, "pin_memory": self._device.type == "cuda"}
-        loader = DataLoader(images, batch_sampler=sampler, generator=torch.Generator(), **options)
-        for group, (first, batch) in enumerate(zip(firsts, loader, strict=True)):
-            yield group, first, batch
+        loading = iter(DataLoader(images, batch_sampler=sampler, generator=torch.Generator(), **options))
+        for group, first in enumerate(firsts):
+            yield group, first, next_batch(loading)
 
 
 def key_of(source: DenseData, augmentation: Augmentation, batch_size: int, precision: str) -> dict[str, Any]:
@@ -287,8 +298,8 @@ def digest(key: Mapping[str, Any]) -> str:
 class _Images(Dataset[Tensor]):
     """Views of images, by row."""
 
-    def __init__(self, source: DenseData, augmentation: Augmentation, views: int) -> None:
-        self._source, self._augmentation, self._views = source, augmentation, views
+    def __init__(self, source: DenseData, augmentation: Augmentation) -> None:
+        self._source, self._augmentation, self._views = source, augmentation, augmentation.count or 1
         self._last: tuple[int, Tensor] | None = None  # the views of an image follow one another
 
     def __len__(self) -> int:
@@ -369,8 +380,7 @@ class _File:
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
-        self._path, self._opened = path, None
-        self._pid = -1
+        self._path, self._pid = path, -1
         self._file: Any = None
         written = self._said()
         if written != json.loads(json.dumps(dict(key), default=str)):
@@ -383,9 +393,10 @@ class _File:
     def _said(self) -> dict[str, Any]:
         try:
             said = self._scales()[0].file.attrs
-            assert said["format"] == FORMAT
             content: dict[str, Any] = json.loads(said["key"])
-        except (OSError, KeyError, AssertionError, IndexError, ValueError) as error:
+            if said["format"] != FORMAT:
+                raise ValueError(f"format {said['format']!r}, expected {FORMAT!r}")
+        except (OSError, KeyError, IndexError, ValueError) as error:
             raise self._damaged(error) from error
         return content
 
@@ -430,43 +441,68 @@ class _Writer:
 
     nbytes = 0
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self._file, self._path = file, path
 
     def open(self, rows: int, shapes: Shapes, dtype: torch.dtype) -> None:
         stored = np.uint16 if dtype == torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
-        for number, shape in enumerate(shapes):
-            self._file.create_dataset(f"scale{number}", (rows, *shape), stored, chunks=(1, *shape), fletcher32=True)
+        with _writing(self._path):
+            for number, shape in enumerate(shapes):
+                self._file.create_dataset(f"scale{number}", (rows, *shape), stored, chunks=(1, *shape), fletcher32=True)
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None:
         for number, new in enumerate(maps):
             values = new.cpu()
             values = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
-            self._file[f"scale{number}"][start : start + len(new)] = values.numpy()
+            with _writing(self._path):
+                self._file[f"scale{number}"][start : start + len(new)] = values.numpy()
 
     def take(self, rows: Tensor) -> Iterable[Tensor]:
         raise KeyError(rows)
 
 
 def _write_file(path: Path, key: Mapping[str, Any], fill: Callable[[_Store], None]) -> None:
-    """Write a file under a name of its own; it gets its real one when it is whole, so that there is never half a file.
+    """Write a file under another name; it gets its own when it is whole, so that there is never half a file.
 
     Raises:
         DataError: The disk is full or the folder cannot be written.
     """
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(".part")  # alone: others wait at the lock
+    with _writing(path):
+        file = h5py.File(part, "w", libver="latest")
+        file.attrs["format"], file.attrs["key"] = FORMAT, json.dumps(dict(key), default=str)
     try:
+        fill(_Writer(file, path))
+        with _writing(path):
+            file.close()
+            os.replace(part, path)
+    finally:
+        with suppress(OSError, RuntimeError):
+            file.close()
+        with suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes off a file, so that runs side by side compute it once."""
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(part, "w", libver="latest") as file:
-            file.attrs["format"], file.attrs["key"] = FORMAT, json.dumps(dict(key), default=str)
-            fill(_Writer(file))
-        os.replace(part, path)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         free = size(shutil.disk_usage(path.parent).free) if path.parent.is_dir() else "nothing"
         raise DataError(
             f"Cannot keep features in {path}: {error} ({free} free there). Free some space, set strategy.cache_dir to "
             "another folder, or strategy.cache_features=off."
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()

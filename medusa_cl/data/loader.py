@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from medusa_cl.tasks import DenseTask
 
 
+T = TypeVar("T")
 _images_wanted: ContextVar[bool] = ContextVar("images_wanted", default=True)
 
 
@@ -460,7 +461,7 @@ class DenseLoader:
         left = math.inf if self.max_steps is None else self.max_steps - self.step
         count = min(self.batches_per_epoch, left)
         for number in range(1, int(count) + 1):
-            batch = _next(loading)
+            batch = next_batch(loading)
             self.step += 1
             if number == count:  # before it is handed out: who takes it may not come back for the end
                 self._running = (epoch + 1, loading) if count < left < math.inf else None
@@ -491,7 +492,8 @@ def _collate(read: Callable[[Tensor], Features] | None, samples: Sequence[Sample
     return [images if read is None else read(images), *rest]
 
 
-def _next(loading: Iterator[list[Any]]) -> list[Any]:
+def next_batch(loading: Iterator[T]) -> T:
+    """Return the next batch; an error of ours that a process which loads has met is raised as it was there."""
     try:
         return next(loading)
     except MedusaError as error:

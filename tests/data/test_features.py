@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,12 @@ def test_what_is_needed_is_known_before(backbone: Backbone, fake_splits: dict[st
     source = fake_splits["train"]
     for precision, share in (("32", 1), ("bf16", 2), ("fp16", 2)):
         expected = FrozenFeatures(backbone, source, Augmentation(), batch_size=3, precision=precision)
-        assert need(backbone, source, 2, precision).bytes == expected.nbytes
+        assert need(backbone, source, Augmentation(), precision).bytes == expected.nbytes
         assert expected.nbytes * share == FrozenFeatures(backbone, source, Augmentation(), batch_size=3).nbytes
+    for crop in ((32, 32), (64, 96)):
+        views = Augmentation(crop=crop, views=2)
+        expected = FrozenFeatures(backbone, source, views, batch_size=3)
+        assert need(backbone, source, views, "32").bytes == expected.nbytes
 
 
 def test_every_view_is_computed_once_in_full_batches(
@@ -185,7 +190,7 @@ def test_a_file_is_computed_once(
     first = FrozenFeatures(backbone, fake_splits["train"], **options)
     again = FrozenFeatures(backbone, fake_splits["train"], **options)
     assert spy.sizes == [4, 4]
-    assert [p.name for p in tmp_path.iterdir()] == [f"{first.digest[:32]}.h5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{first.digest[:32]}.h5", f"{first.digest[:32]}.h5.lock"]
     assert all(torch.equal(a, b) for a, b in zip(first.get(5, IDENTITY), again.get(5, IDENTITY), strict=True))
 
 
@@ -256,10 +261,10 @@ def test_an_interrupted_or_failed_write_leaves_nothing(
 
         return extract
 
-    for error, expected in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), DataError)):
-        with pytest.raises(expected):
+    for error in (KeyboardInterrupt(), FileNotFoundError("photos/5.png")):  # the latter of reading an image
+        with pytest.raises(type(error)):
             FrozenFeatures(backbone, fake_splits["train"], batch_size=4, folder=tmp_path, extract=failing(error))
-        assert list(tmp_path.iterdir()) == []
+        assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
     FrozenFeatures(backbone, fake_splits["train"], batch_size=4, folder=tmp_path)
 
 
@@ -270,11 +275,63 @@ def test_progress_is_told(backbone: Backbone, fake_splits: dict[str, HDF5Data]) 
     assert told == [(6, 16), (12, 16), (16, 16)]
 
 
+def test_a_full_disk_is_explained(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for place in ("medusa_cl.data.features.os.replace", "h5py.Group.create_dataset", "h5py.File.__init__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(DataError, match=r"No space left.*free there.*Free some space, set strategy.cache_dir"):
+                FrozenFeatures(backbone, fake_splits["train"], batch_size=4, folder=tmp_path)
+        assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_processes_that_load_get_no_backbone_and_no_memory(
+    backbone: Backbone, fake_splits: dict[str, HDF5Data], tmp_path: Path, where: str
+) -> None:
+    folder = tmp_path if where == "disk" else None
+    kept = FrozenFeatures(backbone, fake_splits["train"], batch_size=4, folder=folder, progress=lambda *numbers: None)
+    content = pickle.dumps(kept)
+    assert len(content) < 10_000
+    there = pickle.loads(content)
+    assert there.row(3, IDENTITY) == 3
+    if where == "disk":
+        assert all(torch.equal(a, b) for a, b in zip(there.get(3, IDENTITY), kept.get(3, IDENTITY), strict=True))
+
+
+class Broken:
+    """A split whose second image cannot be read."""
+
+    content_hash = "broken"
+    fields = ("depth",)
+    image_size = (32, 48)
+
+    def __len__(self) -> int:
+        return 4
+
+    def image(self, index: int) -> Tensor:
+        if index == 1:
+            raise DataError("photos/1.png is damaged")
+        return torch.zeros(3, 32, 48)
+
+    def target(self, index: int, name: str) -> None:
+        return None
+
+    def has(self, name: str) -> Any:
+        return torch.zeros(4, dtype=torch.bool).numpy()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named(backbone: Backbone, workers: int) -> None:
+    with pytest.raises(DataError) as raised:
+        FrozenFeatures(backbone, Broken(), batch_size=2, workers=workers)
+    assert str(raised.value) == "photos/1.png is damaged"
+
+
 def test_bytes_are_readable() -> None:
-    assert [size(n) for n in (0, 1023, 2048, 5 * 2**20, 1.5 * 2**30)] == [
-        "0 B",
-        "1.02e+03 B",
-        "2 KiB",
-        "5 MiB",
-        "1.5 GiB",
-    ]
+    numbers = {0: "0 B", 999: "999 B", 1000: "0.977 KiB", 2048: "2 KiB", 1000 * 2**20: "0.977 GiB", 3 * 2**40: "3 TiB"}
+    assert {n: size(n) for n in numbers} == numbers

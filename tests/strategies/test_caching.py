@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from avalanche.training.plugins import ReplayPlugin
 from torch import Tensor
 
 from medusa_cl.data.loader import Augmentation
@@ -73,12 +75,30 @@ def test_kept_features_change_no_bit(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_comes_near(tiny_model: Model, tiny_scenario: DenseScenario, precision: str) -> None:
+def test_half_precision_comes_near_whether_features_are_kept_or_not(
+    tiny_model: Model, tiny_scenario: DenseScenario, precision: str
+) -> None:
     plain = learnt(tiny_model(), tiny_scenario, cache_features="off")
     kept = learnt(tiny_model(), tiny_scenario, cache_features="memory", cache_precision=precision)
-    assert kept.results != plain.results
+    unkept = learnt(tiny_model(), tiny_scenario, cache_features="off", cache_precision=precision)
+    ours, theirs = kept.model.state_dict(), unkept.model.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert kept.results == unkept.results != plain.results
     for task, metric in (("normals", "mean"), ("depth", "rmse")):
         assert kept.results[task][metric] == pytest.approx(plain.results[task][metric], rel=0.02)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_kept_features_change_no_bit_under_autocast(
+    tiny_model: Model, tiny_scenario: DenseScenario, channels_last: bool
+) -> None:
+    found = []
+    for cache in ("memory", "off"):
+        model = tiny_model(precision="bf16")
+        model.use_channels_last(backbone=channels_last, heads=channels_last)
+        found.append(learnt(model, tiny_scenario, cache_features=cache))
+    ours, theirs = (strategy.model.state_dict() for strategy in found)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.usefixtures("whole_batches")
@@ -146,7 +166,7 @@ def kept_by(cache: FeatureCache, model: DenseModule, scenario: DenseScenario, **
         (2**30, 2**30, None, "memory", r"kept in memory \(1 GiB are free\)"),
         (2**30, 2**30, 16, "memory", r"8 images x 2 views, .* KiB, kept in memory"),
         (1000, 2**30, 16, "disk", r"kept in runs/.cache/features \(1 GiB are free\)"),
-        (1000, 2000, 16, "", r"not kept \(1e\+03 B of memory and 1.95 KiB of disk are free\)"),
+        (1000, 2000, 16, "", r"not kept \(0.977 KiB of memory and 1.95 KiB of disk are free\)"),
         (2**30, 2**30, 15, "", r"not kept \(the stream has 15 looks left at these 16 views\)"),
     ],
 )
@@ -171,6 +191,74 @@ def test_auto_says_what_it_chose_and_why(
     assert features is None or features.on_disk == (expected == "disk")
 
 
+def test_auto_counts_the_looks_of_the_whole_stream(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    """16 views: 4 images a step, for normals and then edges; for edges alone as many steps are too few."""
+    for steps, first, kept in ((1, 1, False), (2, 1, True), (3, 2, False), (4, 2, True)):
+        said = list[str]()
+        strategy = Medusa(model=tiny_model("semseg", "depth"), **{**STEPS, "max_steps": steps})
+        strategy.medusa.cache.notify = said.append
+        strategy.model.adopt(tiny_scenario.train_stream[0])
+        strategy.train(tiny_scenario.train_stream[first], eval_streams=[])
+        assert ("kept in memory" in said[0]) == kept
+
+
+def test_auto_takes_what_an_earlier_run_has_left(frozen: DenseModule, tiny_scenario: DenseScenario) -> None:
+    kept_by(FeatureCache("disk"), frozen, tiny_scenario)
+    features, said = kept_by(FeatureCache(), frozen, tiny_scenario, draws=1)
+    assert features.on_disk and "(from an earlier run)" in said[0]
+
+
+def test_every_process_of_a_machine_counts(
+    frozen: DenseModule, tiny_scenario: DenseScenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "free_memory", lambda: 4 * 2**20)
+    for processes, on_disk in ((1, False), (8, True)):
+        monkeypatch.setattr("medusa_cl.distributed.local_world", lambda processes=processes: processes)
+        features, _ = kept_by(FeatureCache(), frozen, tiny_scenario)
+        assert features.on_disk == on_disk
+
+
+def test_features_depend_on_how_the_backbone_runs(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    found = []
+    changes: list[Callable[[MultiTaskModel], Any]] = [
+        lambda model: None,
+        lambda model: model.use_channels_last(),
+        lambda model: setattr(model, "precision", "bf16"),
+        lambda model: model.backbone.mean.mul_(0.5),
+        lambda model: torch.set_num_threads(2),
+    ]
+    for change in changes:
+        model = tiny_model("normals")
+        model.freeze_backbone()
+        change(model)
+        features, _ = kept_by(FeatureCache("memory"), DenseModule(model), tiny_scenario)
+        found.append(features.digest)
+    torch.set_num_threads(1)
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_features_are_not_computed_for_a_plugin_that_loads_images(
+    tiny_model: Model, tiny_scenario: DenseScenario
+) -> None:
+    def run(mode: str) -> list[str]:
+        said = list[str]()
+        options = {**STEPS, "freeze_old_heads": False, "cache_features": mode}
+        strategy = Medusa(model=tiny_model(), plugins=[ReplayPlugin(4)], **options)
+        strategy.medusa.cache.notify = said.append
+        for experience in tiny_scenario.train_stream:
+            strategy.train(experience, eval_streams=[])
+        return said
+
+    assert run("auto") == ["features are not kept: a plugin makes the batches, of images (replay)"]
+    with pytest.raises(ConfigError, match=r"cache_features=memory, but a plugin makes the batches"):
+        run("memory")
+
+
+def test_yaml_may_say_off_without_quotes() -> None:
+    assert FeatureCache(False).mode == "off"
+
+
 def test_a_choice_is_said_once(frozen: DenseModule, tiny_scenario: DenseScenario) -> None:
     cache = FeatureCache()
     assert kept_by(cache, frozen, tiny_scenario, draws=1)[1] != []
@@ -182,7 +270,7 @@ def test_disk_and_memory_insist(frozen: DenseModule, tiny_scenario: DenseScenari
         features, said = kept_by(FeatureCache(mode, folder=tmp_path / "kept"), frozen, tiny_scenario, draws=1)
         assert features.on_disk == (mode == "disk")
         assert "as asked for" in said[0]
-    assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".h5"]
+    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".h5", ".lock"]
 
 
 def test_what_is_free_is_known(tmp_path: Path) -> None:
@@ -268,6 +356,44 @@ def test_a_task_alone_has_the_value_it_has_among_others(tiny_model: Model, tiny_
     for k, experience in enumerate(tiny_scenario.test_stream):
         strategy.eval([experience])
         assert strategy.results == {name: together[name] for name in tiny_scenario.groups[k]}
+
+
+class Partly:
+    """A split in which each task but semseg has labels on some images only."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.content_hash, self.fields, self.image_size = "partly", source.fields, source.image_size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Tensor:
+        return self._source.image(index)  # type: ignore[no-any-return]
+
+    def has(self, name: str) -> Any:
+        every = {"semseg": 5, "depth": 2, "normals": 3, "edges": 1}[name]
+        return np.arange(len(self)) % every == every - 1
+
+    def target(self, index: int, name: str) -> Any:
+        return self._source.target(index, name) if self.has(name)[index] else None
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_other_tasks_images_change_no_value(tiny_model: Model, tiny_scenario: DenseScenario, cache: str) -> None:
+    """Labels on different images: what is evaluated together grows with the stream, and forgetting stays exactly 0."""
+    data = {"train": tiny_scenario.data["train"], "test": Partly(tiny_scenario.data["train"])}
+    tasks = list(tiny_scenario.tasks.values())
+    scenario = dense_scenario(tasks, data, ["semseg", "depth"], ["normals", "edges"])
+    strategy = Medusa(model=tiny_model(), **{**STEPS, "batch_size": 3}, cache_features=cache)
+    first: dict[str, Any] = {}
+    for k, experience in enumerate(scenario.train_stream):
+        strategy.train(experience, eval_streams=[])
+        strategy.eval(scenario.test_stream[: k + 1])
+        for name, row in strategy.results.items():
+            assert first.setdefault(name, row) == row
+        strategy.eval([scenario.test_stream[k]])
+        assert strategy.results == {name: first[name] for name in scenario.groups[k]}
 
 
 def test_splits_do_not_mix(tiny_model: Model, tiny_scenario: DenseScenario) -> None:

@@ -166,7 +166,7 @@ def test_under_the_full_freeze_they_add_nothing(
     strategy.plugins.append(watch)
     for experience in tiny_scenario.train_stream[1:]:
         strategy.train(experience, eval_streams=[])
-    assert watch.passes == 2
+    assert watch.passes == 8  # two batches of 4: a frozen net with SiLU sees images one by one
     assert same(state(strategy), plain["full"][2])
 
 
