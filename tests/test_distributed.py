@@ -161,7 +161,7 @@ def test_one_that_fails_ends_all_with_one_message(launches: Launches) -> None:
 def test_a_run_leaves_one_record(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
     status, output, errors = launches.done("run")
     assert status == 0, errors[-4000:]
-    assert output.count("medusa_cl") and output.count("2 processes, each on CPU, 1 threads") == 1
+    assert output.count("medusa_cl") and output.count("2 processes, each on CPU, 1 thread") == 1
     assert [path.parent.name for path in launches.folder.glob("runs/**/metrics.jsonl")] == ["both"]
     assert not list(launches.folder.glob("medusa_cl-*"))  # what the other rank wrote is gone
     with sqlite3.connect(launches.folder / "mlflow.db") as store:

@@ -31,6 +31,13 @@ def channels_last_pays(backbone: str, device: str) -> dict[str, bool]:
     return {"backbone": device != "cpu" or not backbone.startswith(CONTIGUOUS), "heads": True}
 
 
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Lay a module's images of weights (4 dimensions) out; `Module.to` refuses those of 5, which some networks have."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
+
+
 def require_compiler() -> None:
     """Refuse where the compiler that `torch.compile` calls is missing: it would say so late and at length.
 

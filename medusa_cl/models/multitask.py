@@ -19,7 +19,7 @@ from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
 from medusa_cl.losses import at_size
 from medusa_cl.models import heads as known_heads
 from medusa_cl.models.backbone import Backbone
-from medusa_cl.models.execution import FORMATS, compile_in_place, require_compiler
+from medusa_cl.models.execution import FORMATS, compile_in_place, lay_out, require_compiler
 from medusa_cl.models.heads import HeadFactory, HeadOutput
 from medusa_cl.randomness import seeded
 from medusa_cl.tasks import DenseTask
@@ -66,9 +66,9 @@ class MultiTaskModel(nn.Module):
             heads: Whether the heads do, those added later too.
         """
         self.memory_format, self._net_format = FORMATS[heads], FORMATS[backbone]
-        self.heads.to(memory_format=self.memory_format)
+        lay_out(self.heads, self.memory_format)
         for net in (self.backbone, *_own_nets(self.heads.values())):
-            net.to(memory_format=self._net_format)
+            lay_out(net, self._net_format)
 
     def compile_parts(self, **options: Any) -> None:
         """Compile backbone and heads in place, heads added later too; off by default.
@@ -319,8 +319,11 @@ class MultiTaskModel(nn.Module):
 
     def _settled(self, head: nn.Module) -> nn.Module:
         """Bring a new head into the model's mode, to its device, into its layout, and compile it where that is."""
-        head = head.train(self.training).to(self.backbone.mean.device).to(memory_format=self.memory_format)
-        nets = [net.to(memory_format=self._net_format) for net in _own_nets([head])]
+        head = head.train(self.training).to(self.backbone.mean.device)
+        lay_out(head, self.memory_format)
+        nets = list(_own_nets([head]))
+        for net in nets:
+            lay_out(net, self._net_format)
         if self._compiled is not None:
             for part in (head, *(net.net for net in nets)):
                 compile_in_place(part, self._compiled)

@@ -21,7 +21,7 @@ from medusa_cl.errors import ConfigError
 from medusa_cl.models import Backbone, LinearHead, MedusaHead, MultiTaskModel
 from medusa_cl.models.adapters import AdaptedHead, OwnNetHead
 from medusa_cl.models.coupled import CoupledModel, PADNet
-from medusa_cl.models.execution import channels_last_pays
+from medusa_cl.models.execution import channels_last_pays, lay_out
 
 HEAD = partial(MedusaHead, width=8, mix_width=8)
 LAST = torch.channels_last
@@ -183,3 +183,12 @@ def test_without_a_compiler_it_is_said_at_once(tiny_model: Model, monkeypatch: p
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"C\+\+ compiler.*no-such-compiler.*trainer.compile=false"):
         tiny_model().compile_parts()
+
+
+def test_weights_of_five_dimensions_are_left_as_they_are() -> None:
+    cubes, planes = nn.Conv3d(2, 2, 3), nn.Conv2d(2, 2, 3)
+    lay_out(nn.ModuleList([cubes, planes, nn.Linear(2, 2)]), torch.channels_last)
+    assert cubes.weight.is_contiguous()
+    assert planes.weight.is_contiguous(memory_format=torch.channels_last) and not planes.weight.is_contiguous()
+    lay_out(planes, torch.contiguous_format)
+    assert planes.weight.is_contiguous()
