@@ -509,11 +509,8 @@ def _set_up(
     from medusa_cl.tracking import RunRecorder
     from medusa_cl.tracking.console import header, progress
 
-    on = (
-        torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else f"CPU, {cfg.trainer.threads} thread{'s' * (cfg.trainer.threads > 1)}"
-    )
+    threads = f"{cfg.trainer.threads} thread{'s' * (cfg.trainer.threads > 1)}"
+    on = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {threads}"
     on = on if distributed.world() == 1 else f"{distributed.world()} processes, each on {on}"
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
     with timed(stages, "data"), distributed.first_on_machine():

@@ -70,7 +70,7 @@ def recorded(home: Path) -> dict[str, Any]:
 def test_the_first_line_names_the_device(demo: Demo) -> None:
     first = next(line for line in demo.output.splitlines() if line.strip())
     assert "medusa_cl" in first
-    assert "CPU, 1 threads" in first or "NVIDIA" in first
+    assert "CPU, 1 thread" in first or "NVIDIA" in first
 
 
 def test_mlflow_holds_both_runs_beside_their_artifacts(demo: Demo) -> None:

@@ -322,6 +322,6 @@ def test_the_command_line(nyud: Path, home: Path) -> None:
     fine = call(*SMALL, f"scenario.root={nyud}", "references=none", "scenario.stream=[normals]")
     assert fine.returncode == 0, fine.stderr
     first = fine.stdout.splitlines()[0]
-    assert first.startswith("medusa_cl 0.1.0 on CPU, 1 threads")
+    assert first.startswith("medusa_cl 0.1.0 on CPU, 1 thread")
     assert "Forgetting is exactly 0" in fine.stdout
     assert [path.name for path in home.iterdir()] == ["runs"], "a run writes nowhere else"
