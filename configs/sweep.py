@@ -45,7 +45,7 @@ class Members(Callback):
                 print(line)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note what became of a member; an error is said at once, and handed on as one that Hydra shows in a line."""
+        """Note what became of a member; an error is said at once, and the sweep goes on."""
         if self.folder is None:
             return
         number, result = config.hydra.job.num, job_return._return_value  # the property would print and raise
@@ -54,7 +54,10 @@ class Members(Callback):
         note: dict[str, Any] = {"name": name, "overrides": list(job_return.overrides or ())}
         if job_return.status is JobStatus.FAILED:
             note["error"] = _said(result)
-            job_return.return_value = CompactHydraException(f"member {number} of the sweep failed")
+            if config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # which would stop before its next batch
+                job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+            else:
+                job_return.return_value = CompactHydraException(f"member {number} of the sweep failed")
             print(f"error in member {number}, {name}: {note['error']}", file=sys.stderr, flush=True)
         else:
             note["objective"] = result
@@ -63,18 +66,26 @@ class Members(Callback):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Say what became of each member, should the block have been a sweep."""
+    """Say what became of each member, should the block have been a sweep; end with status 1 where one has failed."""
+    notes: list[dict[str, Any]] = []
     try:
         yield
     finally:
         for folder in STARTED:
-            print("\n".join(_report(folder)))
+            found = _notes(folder)
+            notes += found.values()
+            print("\n".join(_report(folder, found)))
         STARTED.clear()
+    if any("error" in note for note in notes):
+        raise SystemExit(1)
 
 
-def _report(folder: Path) -> Iterator[str]:
+def _notes(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
-    notes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def _report(folder: Path, notes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     failed = sum("error" in note for note in notes.values())
     yield f"\nsweep {_short(folder)}: {len(notes) - failed} finished, {failed} failed"
     for number, note in notes.items():
@@ -119,18 +130,27 @@ def _fitted(config: DictConfig, folder: Path) -> Iterator[str]:
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     given = {o.partition("=")[0].lstrip("+") for o in config.hydra.overrides.hydra}
     cpus, threads = _cpus(), int(config.trainer.threads)
-    together = max(1, cpus // threads)
+    together = 1 if _on_cuda(str(config.trainer.device)) else max(1, cpus // threads)
     key = {"joblib": "hydra.launcher.n_jobs", "submitit_local": "hydra.sweeper.max_batch_size"}.get(launcher)
     if key is not None and key not in given:
         if launcher == "joblib":
             config.hydra.launcher.n_jobs = together
         else:
             config.hydra.sweeper.max_batch_size = together
-        yield f"sweep: {together} at once ({cpus} CPUs, trainer.threads={threads}); {key}=N for another number"
+        why = "one device" if _on_cuda(str(config.trainer.device)) else f"{cpus} CPUs, trainer.threads={threads}"
+        yield f"sweep: {together} at once ({why}); {key}=N for another number"
     if launcher == "submitit_local" and "hydra.launcher.timeout_min" not in given:
         config.hydra.launcher.timeout_min = WEEK  # its own hour would end a run and start it anew
     if launcher.startswith("submitit"):
         yield f"sweep: what members print is in {_short(folder)}/.submitit/*/*.out and *.err"
+
+
+def _on_cuda(device: str) -> bool:
+    if device != "auto":
+        return device.startswith("cuda")
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _cpus() -> int:

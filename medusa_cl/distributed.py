@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from medusa_cl.errors import ConfigError, MedusaError, TrainingError
 
@@ -30,6 +32,7 @@ GIVEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(hours=24)
 # Seconds that rank 0 has to say what all ranks have found wrong; the others notice only when a process is gone.
 HEAD_START = 0.5
+LAST_WORDS = 5.0  # seconds that a process which is asked to end has for closing what is open
 
 
 def launched() -> int:
@@ -58,7 +61,7 @@ def start(device: str) -> str:
         raise ConfigError(f"trainer.distributed=true needs processes that talk to each other. Run: {COMMAND}")
     on_cuda = device.split(":")[0] == "cuda"
     if on_cuda:
-        device = _own_device(torch.cuda.device_count())
+        device = own_device(torch.cuda.device_count())
         torch.cuda.set_device(device)
     if _joined():
         return device
@@ -67,14 +70,19 @@ def start(device: str) -> str:
     return device
 
 
-def _own_device(count: int) -> str:
-    local = int(os.environ["LOCAL_RANK"])
-    if local >= count:
+def own_device(count: int) -> str:
+    """Return this process's device of so many on its machine.
+
+    Raises:
+        ConfigError: There are fewer than processes; every process finds that.
+    """
+    processes = int(os.environ["LOCAL_WORLD_SIZE"])
+    if processes > count:
         raise ConfigError(
-            f"Expected a CUDA device for each process, but got {count} for {os.environ.get('LOCAL_WORLD_SIZE', '?')} "
-            f"on this machine. Run torchrun with --nproc_per_node={max(1, count)}."
+            f"Expected a CUDA device for each process, but got {count} for {processes} on this machine. "
+            f"Run torchrun with --nproc_per_node={max(1, count)}."
         )
-    return f"cuda:{local}"
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def stop() -> None:
@@ -178,6 +186,11 @@ def agreed(value: T) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
+def decided(decide: Callable[[], T]) -> T:
+    """Return what rank 0 finds, on every rank; the others do not look."""
+    return agreed(decide()) if is_main() else agreed(cast(T, None))
+
+
 def gathered(values: Tensor) -> list[Tensor]:
     """Return the tensors of all ranks in order, [itself] with one process.
 
@@ -227,10 +240,27 @@ def hush() -> None:
 def ending_together() -> Iterator[None]:
     """End this process when the block fails, so that torchrun ends the others; the first one to fail says why."""
     signal.signal(signal.SIGTERM, _terminated)
+    _watch_for_the_end()
     try:
         yield
     except BaseException as error:
         _end(error)
+
+
+def _watch_for_the_end() -> None:
+    """End this process also where it waits, in a call that lets no signal through, for one that is gone."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        with told:
+            while heard.recv(1) != bytes([signal.SIGTERM]):
+                pass
+            time.sleep(LAST_WORDS)
+            os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
@@ -245,8 +275,8 @@ def _end(error: BaseException) -> NoReturn:
         code = 130
     elif isinstance(error, MedusaError):
         code = error.exit_code
-    if _first_to_fail():
-        print(_said(error), file=sys.__stderr__)
+    if _first_to_fail() and (said := _said(error)):
+        print(said, file=sys.__stderr__)
     for stream in (sys.stdout, sys.stderr, sys.__stderr__):
         if stream is not None:
             stream.flush()
@@ -258,6 +288,8 @@ def _said(error: BaseException) -> str:
     where = f" (rank {_known_rank()})" if _known_rank() else ""
     if isinstance(error, MedusaError):
         return f"error{where}: {error}"
+    if isinstance(error, SystemExit) and error.code != 128 + signal.SIGTERM:
+        return ""  # whoever asked for it has said why
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "Stopped."
     return f"error{where}:\n{''.join(traceback.format_exception(error))}"
@@ -284,7 +316,17 @@ def _call(name: str, *arguments: Any, **options: Any) -> None:
     try:
         getattr(_dist(), name)(*arguments, **options)
     except RuntimeError as error:
+        if _is_own(error):
+            raise
         raise PeerLostError(f"Rank {rank()} could not reach the others: {str(error).splitlines()[0]}") from error
+
+
+def _is_own(error: RuntimeError) -> bool:
+    """Whether an error is of this process's own device, which has met it now."""
+    import torch
+
+    kinds = torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+    return isinstance(error, kinds)
 
 
 def _joined() -> bool:

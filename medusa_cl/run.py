@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -66,29 +66,40 @@ MEDUSA = "medusa_cl.strategies.medusa.Medusa"
 # What may be set with extend=, and the groups any key of which may.
 EXTENDS = ("extend", "remove", "out", "overwrite", "references", "scenario.stream", "head", "head_width")
 EXTENDS_GROUPS = ("trainer", "tracking")
+ONE_BY_ONE = (
+    "Processes that train together learn one run, with those of compare=. Start the runs of a sweep or a study one "
+    "after the other, each by torchrun, or leave torchrun and trainer.distributed out."
+)
 LISTED = {"order": "listed", "held_out": None}  # the stream as it is written
 
 
 def main() -> None:
     """Run the verb; errors a user can mend are one message and an exit status, not a traceback."""
     distributed.hush()
-    try:
-        check_overrides(sys.argv[1:])
-    except MedusaError as error:
-        _fail(error)
-    with reported():
-        _hydra_main()
+    several = distributed.launched() > 1
+    with distributed.ending_together() if several else nullcontext():
+        try:
+            check_overrides(sys.argv[1:])
+        except MedusaError as error:
+            if several:
+                raise
+            _fail(error)
+        with reported():
+            _hydra_main()
     distributed.stop()
 
 
 @hydra.main(config_path="pkg://medusa_cl.configs", config_name="config", version_base="1.3")
 def _hydra_main(cfg: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
-    if cfg.trainer.distributed or distributed.launched() > 1:
+    together = cfg.trainer.distributed or distributed.launched() > 1
+    if together and _member() is None:
         with distributed.ending_together():
             _join(cfg)
             return _verb(cfg, overrides)
     try:
+        if together:
+            raise ConfigError(ONE_BY_ONE)
         return _verb(cfg, overrides)
     except MedusaError as error:
         if _member() is not None:
@@ -113,11 +124,8 @@ def _join(cfg: DictConfig) -> None:
             f"torchrun has started {distributed.launched()} processes, but each would train alone. Add trainer=ddp "
             "(or trainer.distributed=true), or leave torchrun out."
         )
-    if cfg.mode == "study" or _member() is not None:
-        raise ConfigError(
-            "Processes that train together learn one run, with those of compare=. Start the runs of a sweep or a study "
-            "one after the other, each by torchrun, or leave torchrun and trainer.distributed out."
-        )
+    if cfg.mode == "study":
+        raise ConfigError(ONE_BY_ONE)
     # "cuda" is the device of each process's own from now on.
     cfg.trainer.device = distributed.start(resolve_device(cfg.trainer.device)).split(":")[0]
     if cfg.trainer.processes > 1:
@@ -368,9 +376,9 @@ def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
     with timed(stages, "set-up"):
         start: Start | None = None
         if cfg.extend:
-            cfg, start = distributed.agreed(_extended(cfg, overrides))
+            cfg, start = distributed.decided(functools.partial(_extended, cfg, overrides))
         elif cfg.base not in (None, "auto"):
-            start = distributed.agreed(from_base(cfg.base))
+            start = distributed.decided(functools.partial(from_base, cfg.base))
         device = resolve_device(cfg.trainer.device)
         torch.set_num_threads(int(cfg.trainer.threads))
         check(cfg, start)
@@ -510,7 +518,7 @@ def _set_up(
     from medusa_cl.tracking.console import header, progress
 
     threads = f"{cfg.trainer.threads} thread{'s' * (cfg.trainer.threads > 1)}"
-    on = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {threads}"
+    on = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {threads}"
     on = on if distributed.world() == 1 else f"{distributed.world()} processes, each on {on}"
     console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
     with timed(stages, "data"), distributed.first_on_machine():

@@ -250,7 +250,28 @@ def test_a_batch_is_divided_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_few_devices_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed._own_device(2) == "cuda:1"
-    with pytest.raises(ConfigError, match="--nproc_per_node=1"):
-        distributed._own_device(1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert distributed.own_device(2) == f"cuda:{rank}"
+        with pytest.raises(ConfigError, match=r"got 1 for 2 on this machine.*--nproc_per_node=1"):
+            distributed.own_device(1)
+
+
+WAITING = """
+import ctypes, signal
+from medusa_cl import distributed
+with distributed.ending_together():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # another thread gets it: this one waits on
+    print("waiting", flush=True)
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_a_process_that_waits_where_no_signal_is_seen_ends_too() -> None:
+    """As one that waits for a device whose peers are gone."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", WAITING], env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    process.terminate()
+    assert process.wait(timeout=40) == 128 + 15

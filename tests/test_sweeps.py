@@ -81,7 +81,7 @@ def test_members_side_by_side(launcher: list[str], streams: str, home: Path, tmp
 
     (returned,) = re.findall(r"^returned \[(.*)\]$", done.stdout, re.MULTILINE)
     objectives = returned.split(", ")
-    assert objectives[2:] == ["'FAILED'"] * wrong
+    assert objectives[2:] == ["None"] * wrong
     for task, value in zip(("normals", "edges"), objectives, strict=False):
         assert math.isfinite(float(value))
         assert float(value) == pytest.approx(_final(runs[task], "final/transfer_mean"))
@@ -154,6 +154,19 @@ def test_a_member_that_fails_is_named_and_the_others_finish(
     assert err.count("Traceback") == err.count("in learnt") == 2, "of the ValueErrors alone, and where they come from"
     note = json.loads((home / "runs/.sweeps/0/7.json").read_text())
     assert (note["overrides"], note["objective"]) == (["seed=3", "tracking=off", "head_width=16"], 3.0)
+
+
+def test_a_member_that_fails_does_not_end_the_batches_after_it(
+    swept: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swept("seed=0,1,3,4", "hydra.sweeper.max_batch_size=2") == 1
+    assert "3 finished, 1 failed\n" in capsys.readouterr().out
+
+
+def test_one_member_at_a_time_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra, said = fitted(8, monkeypatch, "hydra/launcher=joblib", "trainer.device=cuda")
+    assert hydra.launcher.n_jobs == 1
+    assert said == ["sweep: 1 at once (one device); hydra.launcher.n_jobs=N for another number"]
 
 
 def test_sweeps_get_folders_of_their_own(
