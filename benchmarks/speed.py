@@ -1184,7 +1184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--device", choices=list(PLANS), default="cpu")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=list(PLANS), default=found, help=f"here: {found}")
     parser.add_argument("--quick", action="store_true", help="miniatures, written to the temporary folder")
     parser.add_argument("--keep", nargs=2, metavar=("IMAGES", "WHERE"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)

@@ -571,8 +571,9 @@ class DenseTemplate(SupervisedTemplate):
 
     def _not_finite(self) -> str:
         bad = [task for task, loss in self.mb_losses.items() if not torch.isfinite(loss)]
+        near = "" if self.device.type == "cpu" else f", or up to {LOOK_EVERY - 1} steps before,"
         return (
-            f'The loss is {float(self.loss.detach())} at step {self._step + 1} of "{self.experience.name}" '
+            f'The loss is {float(self.loss.detach())} at step {self._step + 1}{near} of "{self.experience.name}" '
             f"(in: {', '.join(bad) or 'a plugin'}). "
             f"Try a lower trainer.lr_head (now {self.lr_head:g}) or trainer.lr_backbone (now {self.lr_backbone:g}), "
             "trainer.precision=32, or look at the targets of that task."
