@@ -128,7 +128,10 @@ def test_each_task_has_the_net_that_it_would_have_alone(
 def test_the_reference_of_that_name_is_this_strategy(
     single: SimpleNamespace, tiny_model: Model, tiny_scenario: DenseScenario, tmp_path: Path
 ) -> None:
-    """Transfer is measured against the same numbers as in a study's member."""
+    """Transfer is measured against the same numbers as in a study's member.
+
+    But for rounding: a shared net with SiLU is evaluated image by image on a CPU, a head's own net batch by batch.
+    """
     recipe = Recipe(
         scenario=tiny_scenario,
         backbone=lambda: tiny_model().backbone,
@@ -141,7 +144,8 @@ def test_the_reference_of_that_name_is_this_strategy(
     )
     values = reference_values(recipe, ["single_task"])["single_task"]
     scores = single.strategy.results
-    assert values == {name: scores[name][task.primary] for name, task in tiny_scenario.tasks.items()}
+    expected = {name: scores[name][task.primary] for name, task in tiny_scenario.tasks.items()}
+    assert values == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_net_is_trained_alone_in_the_steps_of_a_base(single: SimpleNamespace) -> None:
