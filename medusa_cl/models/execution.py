@@ -16,7 +16,7 @@ from medusa_cl.errors import ConfigError
 
 FORMATS: Mapping[bool, torch.memory_format] = {False: torch.contiguous_format, True: torch.channels_last}
 CONTIGUOUS: tuple[str, ...] = ()
-"""How the names of backbones begin that are slower channels last on the CPU: none was in more than one of three runs."""
+"""How the names of backbones begin that are slower channels last on the CPU: none was in more than one run of three."""
 
 
 def channels_last_pays(backbone: str, device: str) -> dict[str, bool]:
