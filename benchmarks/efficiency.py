@@ -13,7 +13,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,21 +175,28 @@ def shapes_only(backbone: str) -> Backbone:
     return Backbone.create(backbone, pretrained=False).to("meta")
 
 
+@contextmanager
+def noting(kept: dict[int, int], owned: Iterable[Tensor]) -> Iterator[None]:
+    """Note the bytes of each storage that is kept for the backward pass, but of those that tensors `owned` have."""
+    known = {tensor.untyped_storage()._cdata for tensor in owned}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
+        return x.detach()  # itself it would hold the step that made it, which holds it
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        yield
+
+
 def kept_for_backward(forward: Callable[[], Any], *modules: nn.Module) -> tuple[Any, dict[int, int]]:
     """Run a forward pass; return its result and the bytes of each storage that it keeps for the backward pass.
 
     Parameters and buffers of `modules` do not count. While the result lives, no other storage takes a number of these.
     """
-    owned = {t.untyped_storage()._cdata for m in modules for t in (*m.parameters(), *m.buffers())}
     kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in owned:
-            kept[storage._cdata] = storage.nbytes()
-        return x.detach()  # itself it would hold the step that made it, which holds it
-
-    with saved_tensors_hooks(pack, lambda x: x):
+    with noting(kept, (t for m in modules for t in (*m.parameters(), *m.buffers()))):
         return forward(), kept
 
 

@@ -24,8 +24,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,9 @@ import torch
 import torch.nn.functional as F
 from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import Naive
-from efficiency import build, medusa, width_of
+from efficiency import build, medusa, noting, width_of
 from learns import machine, table
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -270,21 +269,6 @@ class Stopwatch(SupervisedPlugin):  # type: ignore[misc]
     def steps(self) -> list[float]:
         """Seconds of each step but the first one, which warms up and looks at what is kept."""
         return self.clock.seconds()[2:]
-
-
-@contextmanager
-def noting(kept: dict[int, int], owned: Iterable[Tensor]) -> Iterator[None]:
-    """Note the bytes of each storage that is kept for the backward pass, but of those that tensors `owned` have."""
-    known = {tensor.untyped_storage()._cdata for tensor in owned}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage.nbytes()
-        return x.detach()  # itself it would hold the step that made it, which holds it
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        yield
 
 
 def resident() -> int:

@@ -183,7 +183,7 @@ def agreed(value: T) -> T:
         return value
     box: list[Any] = [value if is_main() else None]
     _call("broadcast_object_list", box, src=0)
-    return box[0]  # type: ignore[no-any-return]
+    return cast(T, box[0])
 
 
 def decided(decide: Callable[[], T]) -> T:

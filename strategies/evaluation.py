@@ -80,8 +80,8 @@ class DenseMetrics(PluginMetric[dict[str, dict[str, float]]]):
 
     @staticmethod
     def _answered(strategy: Any) -> dict[str, DenseTask]:
-        together = getattr(strategy, "evaluated_together", None)
-        return strategy.experience.tasks if together is None else together  # type: ignore[no-any-return]
+        together: dict[str, DenseTask] | None = getattr(strategy, "evaluated_together", None)
+        return dict(strategy.experience.tasks) if together is None else together
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Score a batch: logits are resized to the targets here and decoded by the task."""

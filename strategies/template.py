@@ -230,23 +230,19 @@ class DenseCriterion(nn.Module):
 
     def _frequencies(self, target: TaskBatch) -> dict[str, Tensor]:
         """Return what losses ask of a whole batch, by task."""
-        found = {}
-        for task, entry in target.entries.items():
-            count = self.tasks[task].frequencies if task in self.tasks else None
-            if count is not None:
-                found[task] = count(entry.value)
-        return found
+        return {task: count(target.entries[task].value) for task, count in self._counted() if task in target.entries}
+
+    def _counted(self) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
+        return [(name, task.frequencies) for name, task in self.tasks.items() if task.frequencies is not None]
 
     def _pooled_frequencies(self, target: TaskBatch, device: torch.device) -> dict[str, Tensor]:
         """Return the same, summed over the shares of all processes."""
-        names = [name for name, task in self.tasks.items() if task.frequencies is not None]
-        if not names:
+        nothing, mine = torch.zeros(0, device=device), self._frequencies(target)
+        parts = {name: mine[name] if name in mine else count(nothing) for name, count in self._counted()}
+        if not parts:
             return {}
-        mine = self._frequencies(target)
-        nothing = torch.zeros(0, device=device)
-        parts = [mine[name] if name in mine else self.tasks[name].frequencies(nothing) for name in names]  # type: ignore[misc]
-        whole = summed(torch.cat(parts)).split([len(part) for part in parts])
-        return dict(zip(names, whole, strict=True))
+        whole = summed(torch.cat(list(parts.values()))).split([len(part) for part in parts.values()])
+        return dict(zip(parts, whole, strict=True))
 
     def forward(self, output: TaskBatch, target: TaskBatch) -> Tensor:
         """Return the sum of the terms; a task without an answer or without a target adds nothing."""
