@@ -617,7 +617,7 @@ def overhead(plan: Plan) -> Found:
         model, loader, clock = model_on(net, plan), watch.loader, Clock(plan.device)
         model.freeze_backbone()
         model.add_head(scenario.tasks[NEW], seed=0)
-        loader.epoch = loader.step = 0
+        loader.go_to(0, 0)
         bare_loop(model, scenario.tasks[NEW], loader, clock)
         ours.append(watch.steps)
         bare.append(clock.seconds()[1:])

@@ -371,7 +371,8 @@ def _identity_view(index: int, epoch: int) -> View:
 class DenseLoader:
     """Batches of a dataset, epoch after epoch; each iteration over it is the next epoch.
 
-    Where `max_steps` says how long training is, the processes that load stay from the first epoch to the last.
+    Where `max_steps` says how long training is, the processes that load stay from the first epoch to the last. What
+    comes after any batch is known from its place alone, so loading can go on from there (`go_to`).
 
     Args:
         dataset: Samples by position, any dataset of the scenario or a concatenation of such.
@@ -408,7 +409,9 @@ class DenseLoader:
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset, self.batch_size, self.key, self.train = dataset, batch_size, key, train
-        self.max_steps, self.epoch, self.step, self.shard = max_steps, 0, 0, shard
+        self.max_steps, self.shard = max_steps, shard
+        self._epoch = self._batch = 0  # of what was handed out last
+        self._begun = False
         self.features, self._pin = features, pin_memory
         draw = functools.partial(_drawn, augmentation, key) if augmentation else _identity_view
         self._views = _Views(dataset, tasks, draw, features)
@@ -438,6 +441,20 @@ class DenseLoader:
     def __len__(self) -> int:
         return self.batches_per_epoch
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch that is being handed out, and how many of its batches have been."""
+        return self._epoch, self._batch
+
+    @property
+    def step(self) -> int:
+        """Batches handed out over all epochs."""
+        return self._epoch * self.batches_per_epoch + self._batch
+
+    def go_to(self, epoch: int, batch: int) -> None:
+        """Let the next iteration be the rest of an epoch from a batch on, with the same batches as ever; maybe none."""
+        self._epoch, self._batch, self._begun, self._running = epoch, batch, False, None
+
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         """Return the (position, epoch) of every sample of every batch of a pass, this process's share of them."""
         rank, world = self.shard
@@ -454,25 +471,30 @@ class DenseLoader:
         return np.split(np.arange(count), starts)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        if self._running is None or self._running[0] != epoch:
-            self._running = epoch, self._loaded(epoch)
-        loading = self._running[1]
+        if self._begun:
+            self._epoch, self._batch = self._epoch + 1, 0
+        self._begun = True
+        epoch, first = self.position
         left = math.inf if self.max_steps is None else self.max_steps - self.step
-        count = min(self.batches_per_epoch, left)
-        for number in range(1, int(count) + 1):
+        count = int(min(self.batches_per_epoch - first, left))
+        if count > 0 and (self._running is None or self._running[0] != epoch):
+            self._running = epoch, self._loaded(epoch, first)
+        for number in range(1, count + 1):
+            assert self._running is not None
+            loading = self._running[1]
             batch = next_batch(loading)
-            self.step += 1
+            self._batch += 1
             if number == count:  # before it is handed out: who takes it may not come back for the end
                 self._running = (epoch + 1, loading) if count < left < math.inf else None
             yield self._filled(batch)
 
-    def _loaded(self, epoch: int) -> Iterator[list[Any]]:
-        """Load this epoch, and where `max_steps` says how many follow, those too."""
+    def _loaded(self, epoch: int, first: int) -> Iterator[list[Any]]:
+        """Load this epoch from a batch on, and where `max_steps` says how many follow, those too."""
         last = epoch + 1 if self.epochs is None else max(self.epochs, epoch + 1)
         sampler = itertools.islice(
             itertools.chain.from_iterable(map(self.batches, range(epoch, last))),
-            None if self.max_steps is None else max(self.max_steps - self.step, 0),
+            first,
+            None if self.max_steps is None else first + max(self.max_steps - self.step, 0),
         )
         # A generator of its own: the default one would draw the workers' base seed from the global state.
         seed = generator("workers", *self.key, epoch)

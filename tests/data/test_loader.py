@@ -170,7 +170,7 @@ def test_order_and_views_depend_on_seed_tasks_and_epoch(make: Callable[..., Dens
     assert not same(first, list(make(key=(1, KEY[1]))))
     assert not same(first, list(make(key=(0, "edges"))))
     later = make()
-    later.epoch = 1
+    later.go_to(1, 0)
     assert same(second, list(later))  # an epoch does not depend on those before it
 
 
@@ -593,3 +593,23 @@ def test_kept_features_are_of_the_padded_image() -> None:
     for index in range(3):
         assert same(kept.get(index, IDENTITY)[0], dataset[index].image)
         assert same(kept.get(index, view)[0], view.of(dataset[index], TASKS).image)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (0, 2), (1, 1), (1, 3), (2, 1)])
+def test_loading_goes_on_from_any_place(
+    fake_splits: dict[str, HDF5Data], workers: int, epoch: int, batch: int
+) -> None:
+    def loader() -> DenseLoader:
+        known = {"depth": tasks.depth()}
+        data = DenseDataset(fake_splits["train"], known, 0)
+        options: dict[str, Any] = {"augmentation": Augmentation(), "train": True, "max_steps": 8, "workers": workers}
+        return DenseLoader(data, 2, key=(0, "depth"), tasks=known, **options)
+
+    whole, later = loader(), loader()
+    later.go_to(epoch, batch)
+    every = [(whole.position, x.clone()) for _ in range(3) for x, _, _ in whole]
+    rest = [(later.position, x.clone()) for _ in range(3 - epoch) for x, _, _ in later]
+    assert len(every) == 8
+    assert [place for place, _ in rest] == [place for place, _ in every if place > (epoch, batch)]
+    assert all(torch.equal(x, y) for (_, x), (_, y) in zip(rest, every[8 - len(rest) :], strict=True))
