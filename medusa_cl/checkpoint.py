@@ -1,11 +1,16 @@
-"""A model as files, nothing pickled: `model.json` says what it is made of, `model.safetensors` holds every weight."""
+"""A model as files, nothing pickled: `model.json` says what it is made of, `model.safetensors` holds every weight.
+
+`model.json` holds a SHA-256 of itself and one of the weights, so that damage is found whatever it hits. Models of the
+format before, which have none, are loaded with a warning.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medusa_cl.errors import WeightsError, unknown
+from medusa_cl import kept
+from medusa_cl.errors import MedusaError, WeightsError, unknown
 from medusa_cl.models import heads as known_heads
 from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.coupled import DECODERS, CoupledModel, DecoderFactory
@@ -23,8 +29,10 @@ from medusa_cl.tasks import DenseTask, from_description
 
 Build = Callable[[Backbone, str, Mapping[str, DenseTask]], MultiTaskModel]
 
-FORMAT = "medusa-cl model 1"
+FORMAT, WITHOUT_HASHES = "medusa-cl model 2", "medusa-cl model 1"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+_ANOTHER = "Take another checkpoint of the run."
+_log = logging.getLogger(__name__)
 
 
 def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
@@ -43,15 +51,29 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     part = directory / f"{WEIGHTS}.part"
     save_file(state, part, metadata={"format": FORMAT})
+    description = _sealed(describe(model) | {"weights": kept.file_hash(part)})
+    said = directory / f"{DESCRIPTION}.part"
+    said.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     os.replace(part, directory / WEIGHTS)
-    part = directory / f"{DESCRIPTION}.part"
-    part.write_text(json.dumps(_describe(model), indent=2) + "\n", encoding="utf-8")
-    os.replace(part, directory / DESCRIPTION)
+    os.replace(said, directory / DESCRIPTION)
     return directory
 
 
-def _describe(model: MultiTaskModel) -> dict[str, Any]:
-    heads: dict[str, Any] = {name: {"task": task.describe()} for name, task in model.tasks.items()}
+def _sealed(description: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(description))
+    return plain | {"sha256": kept.digest(plain)}
+
+
+def describe(model: MultiTaskModel, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a model is made of, as plain data: `build_model` makes one like it.
+
+    Args:
+        model: The model.
+        without: Tasks to leave out.
+    """
+    heads: dict[str, Any] = {
+        name: {"task": task.describe()} for name, task in model.tasks.items() if name not in without
+    }
     found = {"format": FORMAT, "backbone": model.backbone.name, "precision": model.precision, "heads": heads}
     if isinstance(model, CoupledModel):
         return found | {"decoder": _kind(model.heads["decoder"]) if heads else None}
@@ -81,26 +103,66 @@ def load_model(
         A `CoupledModel` where one was saved, else a `MultiTaskModel` proper.
 
     Raises:
-        WeightsError: A file is missing or damaged, or of another format.
+        WeightsError: A file is missing or damaged (by its hash), or of another format.
         TaskError: A task is none of the built-in ones, and `tasks` lacks it.
     """
     directory = Path(directory)
-    path, description = directory / DESCRIPTION, _read_description(directory)
+    description = _read_description(directory)
+    _check_weights(directory / WEIGHTS, description)
+    model = build_model(description, tasks, head, directory / DESCRIPTION)
+    try:
+        model.load_state_dict(load_file(directory / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"Cannot load {directory / WEIGHTS}: {error}. {_ANOTHER}") from error
+    return model.eval()
+
+
+def build_model(
+    description: Mapping[str, Any],
+    tasks: Mapping[str, DenseTask] | None = None,
+    head: HeadFactory | DecoderFactory | None = None,
+    where: Path | str = "The description",
+) -> MultiTaskModel:
+    """Make a model like the one described, whatever its weights.
+
+    Args:
+        description: What `describe` returned.
+        tasks: See `load_model`.
+        head: See `load_model`.
+        where: Where the description is from, for messages.
+
+    Raises:
+        WeightsError: The description is damaged.
+        TaskError: A task is none of the built-in ones, and `tasks` lacks it.
+    """
+    path = Path(where)
     make = _coupled if "decoder" in description else _independent
     try:
         described = {name: entry["task"] for name, entry in description["heads"].items()}
         build = make(description, head, path)
+        known = {name: (tasks or {}).get(name) or from_description(entry) for name, entry in described.items()}
         backbone, precision = Backbone.create(description["backbone"], pretrained=False), description["precision"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is damaged: {error!r}. Take another checkpoint of the run.") from error
-    known = {name: (tasks or {}).get(name) or from_description(entry) for name, entry in described.items()}
-    model = build(backbone, precision, known)
+        return build(backbone, precision, known)
+    except MedusaError:
+        raise
+    except Exception as error:  # heads of an odd configuration raise anything
+        raise WeightsError(f"{path} is damaged: {error!r}. {_ANOTHER}") from error
+
+
+def _check_weights(path: Path, description: Mapping[str, Any]) -> None:
+    """Compare the weights with the hash that the description has of them."""
+    if description["format"] == WITHOUT_HASHES:
+        _log.warning("%s was written without hashes, by an earlier version: damage to it would not be seen.", path)
+        return
     try:
-        model.load_state_dict(load_file(directory / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        where = directory / WEIGHTS
-        raise WeightsError(f"Cannot load {where}: {error}. Take another checkpoint of the run.") from error
-    return model.eval()
+        found = kept.file_hash(path)
+    except OSError as error:
+        raise WeightsError(f"Cannot load {path}: {error}. {_ANOTHER}") from error
+    if found != description.get("weights"):
+        raise WeightsError(
+            f"{path} is damaged, or not the file that {DESCRIPTION} beside it describes: its SHA-256 is {found[:12]}, "
+            f"but {str(description.get('weights'))[:12]} is expected. {_ANOTHER}"
+        )
 
 
 def _independent(description: Mapping[str, Any], head: Any, path: Path) -> Build:
@@ -142,11 +204,14 @@ def _read_description(directory: Path) -> dict[str, Any]:
     path = directory / DESCRIPTION
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
         raise WeightsError(f"Expected a model ({DESCRIPTION} and {WEIGHTS}) in {directory}, but: {error}.") from error
     found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise WeightsError(f'Expected format "{FORMAT}" in {path}, but got {found!r}.')
+    if found not in (FORMAT, WITHOUT_HASHES):
+        raise WeightsError(f'Expected format "{FORMAT}" in {path}, but got {found!r}. {_ANOTHER}')
+    plain = {key: value for key, value in description.items() if key != "sha256"}
+    if found == FORMAT and description.get("sha256") != kept.digest(plain):
+        raise WeightsError(f"{path} is damaged, or was edited: its content is not that of its SHA-256. {_ANOTHER}")
     return description
 
 

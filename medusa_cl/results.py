@@ -314,10 +314,9 @@ class TaskMatrix:
         Raises:
             DataError: If the file is not such a table.
         """
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            table = list(csv.reader(file))
         try:
-            (_, *tasks), *lines = table
+            with Path(path).open(newline="", encoding="utf-8") as file:
+                (_, *tasks), *lines = csv.reader(file)
             matrix = cls(_experiences(tasks, [line[0] for line in lines]), higher_is_better)
             rows = [{t: float(cell) for t, cell in zip(tasks, line[1:], strict=True) if cell} for line in lines]
             for k, row in enumerate(rows):
@@ -327,7 +326,7 @@ class TaskMatrix:
                 rows.pop()  # experiences that were still to come
             for k, row in enumerate(rows):
                 matrix.set_row(k, row)
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, OSError, csv.Error, TaskError) as error:
             raise DataError(f"Expected a task matrix (after, task, task, ...) in {path}, but: {error}.") from error
         return matrix
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,17 @@ class Start:
     data_hash: Mapping[str, str] = field(default_factory=dict)
     parent: Path | None = None
     references: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        content = asdict(self) | {"model": str(self.model), "parent": self.parent and str(self.parent)}
+        return content | {"removed": list(self.removed), "rows": [dict(row) for row in self.rows]}
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Start:
+        """Return what `plain` was made of."""
+        places = {"model": Path(content["model"]), "parent": content["parent"] and Path(content["parent"])}
+        return cls(**{**content, **places, "removed": tuple(content["removed"])})
 
     def check(self, model: MultiTaskModel, scenario: DenseScenario, backbone: str) -> None:
         """Refuse a model that is not what the stream begins with.
@@ -91,7 +102,7 @@ def keep_base(place: Path, model: Path, seconds: float, rate: float, weights_has
 
 def from_kept(place: Path) -> Start | None:
     """Start from the base noted there; None if none is, or it is no longer what it was."""
-    note = kept.read(place)
+    note = kept.read(place, sealed=True)
     model = Path(note["model"]) if note else None
     if note is None or model is None or not all((model / name).is_file() for name in (WEIGHTS, DESCRIPTION)):
         return None

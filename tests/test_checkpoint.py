@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medusa_cl import tasks
+from medusa_cl import kept, tasks
 from medusa_cl.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
 from medusa_cl.errors import TaskError, WeightsError
 from medusa_cl.models import (
@@ -52,6 +52,7 @@ def rewrite(directory: Path, change: Callable[[dict[str, Any]], object]) -> None
     path = directory / DESCRIPTION
     description = json.loads(path.read_text())
     change(description)
+    description["sha256"] = kept.digest({key: value for key, value in description.items() if key != "sha256"})
     path.write_text(json.dumps(description))
 
 

@@ -21,6 +21,7 @@ from fake_nyud import write_nyud_pack
 from fake_nyud_mat import write_nyud_mat
 from fake_pascal import write_pascal
 from medusa_cl import prepare as verb
+from medusa_cl.data import hdf5
 from medusa_cl.data.hdf5 import HDF5Data, groups
 from medusa_cl.data.pack import PackData
 from medusa_cl.data.sources import open_pack, sniff
@@ -218,7 +219,8 @@ def test_what_a_class_id_means_is_checked(tmp_path: Path) -> None:
 
     path = fake_dense_hdf5(tmp_path / "odd.h5", {"train": 1}, fields=["semseg"], classes=["wall", "floor"])
     with h5py.File(path, "r+") as file:
-        file["train/semseg"].attrs["classes"] = '["wall"]'
+        file["train/semseg"].attrs["classes"] = hdf5.fixed('["wall"]')
+        hdf5._seal(file["train"], 1)
     with pytest.raises(DataError, match="has a meaning"):
         verify(path)
 

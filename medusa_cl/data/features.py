@@ -19,11 +19,13 @@ import h5py
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medusa_cl import distributed
 from medusa_cl.batch import Features, Sample
+from medusa_cl.data.hdf5 import checksum, fixed, require_own, text_of
 from medusa_cl.data.loader import Augmentation, View, next_batch, padded_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, TrainingError, unknown
@@ -32,7 +34,7 @@ from medusa_cl.models.backbone import Backbone
 AS_IT_IS = Augmentation(flip=False)
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """How features are kept: bf16 has 8 bits of mantissa (values to .4 %), fp16 has 11 (.05 %, up to 65504)."""
-FORMAT = "medusa-cl features 1"
+FORMAT = "medusa-cl features 2"
 Extract = Callable[[Tensor], tuple[Tensor, ...]]
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -187,7 +189,7 @@ class FrozenFeatures:
         self._batch_size, self._device, self._extract = batch_size, torch.device(device), extract or backbone
         self._dtype, self._workers, self._progress = PRECISIONS[precision], workers, progress
         self._key = {"backbone": backbone.weights_hash(), **key_of(source, augmentation, batch_size, precision)}
-        self._key |= dict(key or {})
+        self._key |= {"format": FORMAT, **(key or {})}
         self.path = None if folder is None else folder / f"{self.digest[:32]}.h5"
         self._store: _Store = self._made(on_device)
 
@@ -382,6 +384,7 @@ class _File:
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
         self._path, self._pid = path, -1
         self._file: Any = None
+        self._sums = np.empty((0, 0), np.uint32)
         written = self._said()
         if written != json.loads(json.dumps(dict(key), default=str)):
             differing = [k for k in {*written, *key} if str(written.get(k)) != str(key.get(k))]
@@ -393,10 +396,12 @@ class _File:
     def _said(self) -> dict[str, Any]:
         try:
             said = self._scales()[0].file.attrs
-            content: dict[str, Any] = json.loads(said["key"])
-            if said["format"] != FORMAT:
-                raise ValueError(f"format {said['format']!r}, expected {FORMAT!r}")
-        except (OSError, KeyError, IndexError, ValueError) as error:
+            content: dict[str, Any] = json.loads(text_of(said, "key"))
+            if (found := text_of(said, "format")) != FORMAT:
+                raise ValueError(f"format {found!r}, expected {FORMAT!r}")
+            if not isinstance(content, dict):
+                raise ValueError("its key is none")
+        except _DAMAGE as error:
             raise self._damaged(error) from error
         return content
 
@@ -408,19 +413,23 @@ class _File:
     def _scales(self) -> list[Any]:
         if self._pid != os.getpid():  # a handle must not be shared with a process forked off
             self._file, self._pid = h5py.File(self._path, "r"), os.getpid()
-        return [self._file[name] for name in sorted(self._file)]
+            require_own(self._file)
+            self._sums = self._file["sums"][()]
+        return [self._file[f"scale{number}"] for number in range(self._sums.shape[1])]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_pid": -1}
+        return self.__dict__ | {"_file": None, "_pid": -1, "_sums": None}
 
     def open(self, rows: int, shapes: Shapes, dtype: torch.dtype) -> None: ...
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None: ...
 
     def take(self, rows: Tensor) -> Iterable[Tensor]:
+        wanted = rows.tolist()
         try:
-            return [_read(scale, rows.tolist()) for scale in self._scales()]
-        except OSError as error:  # a chunk's checksum is not that of its bytes
+            scales = self._scales()
+            return [_read(scale, wanted, self._sums[wanted, place]) for place, scale in enumerate(scales)]
+        except _DAMAGE as error:
             raise self._damaged(error) from error
 
     @property
@@ -428,10 +437,16 @@ class _File:
         return self._path.stat().st_size
 
 
-def _read(scale: Any, rows: Sequence[int]) -> Tensor:
+_DAMAGE = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What reading a damaged HDF5 file raises."""
+
+
+def _read(scale: Any, rows: Sequence[int], sums: NDArray[np.uint32]) -> Tensor:
     found = np.empty((len(rows), *scale.shape[1:]), scale.dtype)
     for place, row in enumerate(rows):
         scale.read_direct(found, np.s_[row], np.s_[place])
+        if checksum(found[place]) != sums[place]:
+            raise ValueError(f"row {row} of {scale.name} is not that of its checksum")
     kept = torch.from_numpy(found)
     return kept.view(torch.bfloat16) if scale.dtype == np.uint16 else kept
 
@@ -447,8 +462,10 @@ class _Writer:
     def open(self, rows: int, shapes: Shapes, dtype: torch.dtype) -> None:
         stored = np.uint16 if dtype == torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
         with _writing(self._path):
+            # HDF5's own checksum takes a chunk and a checksum of zeros for whole, which lost blocks of a disk are.
+            self._file.create_dataset("sums", (rows, len(shapes)), np.uint32)
             for number, shape in enumerate(shapes):
-                self._file.create_dataset(f"scale{number}", (rows, *shape), stored, chunks=(1, *shape), fletcher32=True)
+                self._file.create_dataset(f"scale{number}", (rows, *shape), stored, chunks=(1, *shape))
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None:
         for number, new in enumerate(maps):
@@ -456,6 +473,7 @@ class _Writer:
             values = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
             with _writing(self._path):
                 self._file[f"scale{number}"][start : start + len(new)] = values.numpy()
+                self._file["sums"][start : start + len(new), number] = [checksum(row) for row in values.numpy()]
 
     def take(self, rows: Tensor) -> Iterable[Tensor]:
         raise KeyError(rows)
@@ -470,7 +488,7 @@ def _write_file(path: Path, key: Mapping[str, Any], fill: Callable[[_Store], Non
     part = path.with_suffix(".part")  # alone: others wait at the lock
     with _writing(path):
         file = h5py.File(part, "w", libver="latest")
-        file.attrs["format"], file.attrs["key"] = FORMAT, json.dumps(dict(key), default=str)
+        file.attrs["format"], file.attrs["key"] = fixed(FORMAT), fixed(json.dumps(dict(key), default=str))
     try:
         fill(_Writer(file, path))
         with _writing(path):

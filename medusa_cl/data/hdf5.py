@@ -4,12 +4,16 @@ A file holds groups (`train`, `val`, `test`) and each group one dataset a field:
 targets in compact types, one compressed chunk an image. A dataset's attributes say how its numbers become values
 (`Field`), so a reader needs no list of tasks. Besides, a group holds
 
-    digest        N 32 uint8     SHA-256 of each image's fields; its length is the number of images
+    digest        N 32 uint8     SHA-256 of each image's fields
+    sum/<field>   N uint32       CRC-32 of each image's stored bytes, compared whenever they are read
     has/<field>   N bool         only where some images lack that target
     extent        N 2 uint16     only where images differ in size: the H, W of each, in the upper left of H W
     id            N string       only where images have names (UTF-8, at most 256 bytes)
 
-Rows after the last digest belong to an interrupted append: they are not read, and the next append writes over them.
+and the file a dataset `about`, the facts as JSON. A group's attribute `seal` holds the number of images, the fields
+they have, and a SHA-256 of all that is not the fields' bytes. Rows after that number belong to an interrupted append:
+they are not read, and the next append writes over them. Texts are of fixed length throughout: what HDF5 keeps of
+variable ones has no checksum, and it can hang on what is left of them.
 """
 
 from __future__ import annotations
@@ -33,9 +37,9 @@ from numpy.typing import NDArray
 from medusa_cl.errors import DataError, MissingDataError, unknown
 
 try:
-    from isal.isal_zlib import decompress  # the same bytes, sooner
+    from isal.isal_zlib import crc32, decompress  # the same bytes, sooner
 except ImportError:  # no wheel for this processor
-    from zlib import decompress
+    from zlib import crc32, decompress
 
 if TYPE_CHECKING:  # torch is imported where a tensor is made: processes that only write must start fast
     from torch import Tensor
@@ -43,9 +47,10 @@ if TYPE_CHECKING:  # torch is imported where a tensor is made: processes that on
 Array = NDArray[Any]
 
 FORMAT = "medusa_cl"
-VERSION = 1
+VERSION = 2
 MEMORY_LIMIT = 1 << 30
 ID_BYTES = 256  # of fixed length: HDF5's variable ones are lost with a process killed while it writes
+TEXT_BYTES = 60_000  # of an attribute: HDF5 has room for 64 KiB
 KINDS = ("image", "label", "value", "vector")
 
 
@@ -111,25 +116,55 @@ class Field:
         return np.asarray(there.any(axis=-1)) if self.channels else there
 
     def write(self, attributes: h5py.AttributeManager) -> None:
-        """Write the field's description as attributes of its dataset."""
-        for key, value in dataclasses.asdict(self).items():
-            if key not in ("dtype", "classes") and value is not None:
-                attributes[key] = value
-        attributes["classes"] = json.dumps(self.classes)
+        """Write the field's description as attributes of its dataset.
+
+        Raises:
+            DataError: The names of the classes are too long.
+        """
+        for key, value in (dataclasses.asdict(self) | {"classes": json.dumps(self.classes)}).items():
+            if key != "dtype" and value is not None:
+                attributes[key] = fixed(value) if isinstance(value, str) else value
 
     @classmethod
     def read(cls, dataset: h5py.Dataset) -> Field:
         """Read the description that `write` wrote."""
-        found = {f.name: dataset.attrs[f.name] for f in dataclasses.fields(cls) if f.name in dataset.attrs}
-        numbers = {key: int(found[key]) for key in ("ignore", "limit", "components") if key in found}
+        found = {name: dataset.attrs[name] for name in ("scale", *_NUMBERS) if name in dataset.attrs}
+        numbers = {key: int(found[key]) for key in _NUMBERS if key in found}
         return cls(
             dtype=dataset.dtype.newbyteorder("<").str.lstrip("|"),
-            kind=str(found["kind"]),
+            kind=text_of(dataset.attrs, "kind"),
             scale=float(found["scale"]),
-            unit=str(found["unit"]),
-            classes=tuple(json.loads(found["classes"])),
+            unit=text_of(dataset.attrs, "unit"),
+            classes=tuple(json.loads(text_of(dataset.attrs, "classes"))),
             **numbers,
         )
+
+
+_NUMBERS = ("ignore", "limit", "components")
+
+
+def fixed(text: str) -> Array:
+    """Return a text as an attribute of fixed length.
+
+    Raises:
+        DataError: It is too long for one.
+    """
+    content = text.encode()
+    if len(content) > TEXT_BYTES:
+        raise DataError(f"Expected a text of at most {TEXT_BYTES} bytes, but got {len(content)}: {text[:60]}... ")
+    return np.array(content, f"S{max(1, len(content))}")
+
+
+def text_of(attributes: h5py.AttributeManager, name: str) -> str:
+    """Read a text that `fixed` made.
+
+    Raises:
+        KeyError: There is no such attribute.
+        ValueError: It is no text, or of variable length.
+    """
+    if attributes.get_id(name).dtype.kind != "S":
+        raise ValueError(f"{name} is no text of fixed length")
+    return bytes(attributes[name]).decode()
 
 
 FIELDS: Mapping[str, Field] = {
@@ -280,17 +315,20 @@ class HDF5Writer:
         for name, names in (classes or {}).items():
             self.fields[name] = dataclasses.replace(self.fields[name], classes=tuple(names))
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._whole = set[str]()
         self._file = self._open()
 
     def _open(self) -> h5py.File:
         about = json.dumps(self.attrs)  # in their order: that of tasks means something
         if not self.path.exists():
             file = h5py.File(self.path, "w")
-            file.attrs.update(format=FORMAT, version=VERSION, about=about)
+            file["about"] = np.frombuffer(about.encode(), np.uint8)
+            file.attrs.update(format=fixed(FORMAT), version=VERSION, about_sha256=fixed(_sha256(about.encode())))
             return file
         file = _open(self.path, "r+")
-        if json.loads(file.attrs["about"]) != json.loads(about):
-            found = file.attrs["about"]
+        with _header(self.path):
+            found = _about(file)
+        if found != json.loads(about):
             file.close()
             raise DataError(
                 f"{self.path} was written with the attributes {found}, but {about} are to be appended. "
@@ -312,7 +350,7 @@ class HDF5Writer:
 
     def count(self, group: str) -> int:
         """Return how many images the group holds; 0 where there is no such group."""
-        return len(self._file[f"{group}/digest"]) if f"{group}/digest" in self._file else 0
+        return _sealed(self._file[group])[0] if group in self._file else 0
 
     def last_id(self, group: str) -> str | None:
         """Return the name of the group's last image; None where there is none, or none has a name."""
@@ -346,14 +384,24 @@ class HDF5Writer:
         cut = [(slice(None),) * 2] * size if extents is None else [tuple(map(slice, extent)) for extent in extents]
         digests = np.stack([self._digest(arrays, has, row, cut[row]) for row in range(size)])
         parts = self._file.require_group(group)
-        start = self.count(group)
+        start = self._start(parts, group)
         self._describe(parts, start, extents, ids, size)
         for name in sorted({*arrays, *_fields(parts)}):
             self._extend(parts, name, start, arrays.get(name), has.get(name, np.zeros(size, bool)))
         self._file.flush()
-        _put(parts, "digest", start, digests)  # last: it is what makes the rows count
-        parts.attrs["content_hash"] = _content_hash(parts["digest"][()])
+        _put(parts, "digest", start, digests)
+        parts.attrs["content_hash"] = fixed(_content_hash(parts["digest"][()]))
         self._file.flush()
+        _seal(parts, start + size)  # last: it is what makes the rows count
+        self._file.flush()
+
+    def _start(self, parts: h5py.Group, group: str) -> int:
+        """Return how many images there are; damage must not get a new seal, so the old one is looked at once."""
+        rows, names, said = _sealed(parts)
+        if rows and group not in self._whole and _seal_of(parts, rows, names) != said:
+            raise DataError(f"{self.path} is damaged: group {group} is not what it was sealed as. {_REMAKE}")
+        self._whole.add(group)
+        return rows
 
     def _check(self, group: str, arrays: Mapping[str, Array]) -> int:
         if "image" not in arrays:
@@ -404,6 +452,8 @@ class HDF5Writer:
             _put(group, f"has/{name}", 0, np.full(start, not late))
         if f"has/{name}" in group:
             _put(group, f"has/{name}", start, has)
+        sums = [checksum(row) if there else 0 for row, there in zip(() if array is None else array, has, strict=False)]
+        _put(group, f"sum/{name}", start, np.array(sums or [0] * len(has), np.uint32))
         if array is None:
             group[name].resize(start + len(has), axis=0)
         else:
@@ -457,15 +507,14 @@ class HDF5Data:
         _READERS.add(self)
 
     def _read_header(self, file: h5py.File, size: int | None, tasks: Sequence[str], memory_limit: int) -> None:
-        parts = self._group_of(file)
-        stored = len(parts["digest"])
+        parts, stored, names = self._group_of(file)
         self._size = stored if size is None else size
         if not 0 < self._size <= stored:
             raise DataError(f"{self.path}: expected a size in 1..{stored} for group {self.group}, but got {size}.")
-        names = _fields(parts)
         for name in tasks:
             if name not in names:
                 raise DataError(f"{self.path}, group {self.group}: {unknown('target', name, set(names) - {'image'})}")
+        self._sums = {name: parts["sum"][name][: self._size] for name in names}
         self.fields = tuple(tasks) or tuple(name for name in names if name != "image")
         self._described = {name: Field.read(parts[name]) for name in ("image", *self.fields)}
         self._has = {name: parts["has"][name][: self._size] for name in self.fields if f"has/{name}" in parts}
@@ -474,18 +523,22 @@ class HDF5Data:
         sizes = parts["image"].shape[1:3] if self._extents is None else self._extents.max(axis=0)
         self.image_size: tuple[int, int] = (int(sizes[0]), int(sizes[1]))
         self.ids = tuple(parts["id"].asstr()[: self._size]) if "id" in parts else None
-        self.attrs: dict[str, Any] = json.loads(file.attrs["about"])
+        self.attrs: dict[str, Any] = _about(file)
         self._in_memory = sum(self._bytes_of(parts[name]) for name in self._described) <= memory_limit
 
-    def _group_of(self, file: h5py.File) -> h5py.Group:
-        if f"{self.group}/digest" not in file:
-            known = [name for name in file if f"{name}/digest" in file]
+    def _group_of(self, file: h5py.File) -> tuple[h5py.Group, int, tuple[str, ...]]:
+        """Return the group, how many images it holds and its fields, after its seal."""
+        if self.group not in file or not _sealed(file[self.group])[0]:
+            known = [name for name in file if _sealed(file[name])[0]]
             raise DataError(f"{self.path}: {unknown('group', self.group, known)}")
         parts = file[self.group]
-        short = [name for name in _fields(parts) if len(parts[name]) < len(parts["digest"])]
+        rows, names, said = _sealed(parts)
+        short = [name for name in names if len(parts[name]) < rows]
         if short:
             raise DataError(f"{self.path}: {short} of group {self.group} lack images. {_REMAKE}")
-        return parts
+        if _seal_of(parts, rows, names) != said:
+            raise DataError(f"{self.path} is damaged: group {self.group} is not what it was sealed as. {_REMAKE}")
+        return parts, rows, names
 
     def _bytes_of(self, dataset: h5py.Dataset) -> int:
         return int(self._size * np.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
@@ -541,12 +594,14 @@ class HDF5Data:
         Raises:
             DataError: It differs or cannot be read.
         """
-        parts = self._handle()[self.group]
-        described = {name: Field.read(parts[name]) for name in _fields(parts)}
-        there = {name for name in described if f"has/{name}" not in parts or parts["has"][name][index]}
+        with _header(self.path):
+            parts = self._handle()[self.group]
+            described = {name: Field.read(parts[name]) for name in self._sums}
+            there = {name for name in described if f"has/{name}" not in parts or parts["has"][name][index]}
         arrays = {name: (described[name], self._cut(self._read(name, index), index)) for name in there}
-        if _digest(arrays).tobytes() != parts["digest"][index].tobytes():
-            raise DataError(self._damaged(index))
+        with _header(self.path):
+            if _digest(arrays).tobytes() != parts["digest"][index].tobytes():
+                raise DataError(self._damaged(index))
 
     def verify(self) -> None:
         """Check every image.
@@ -585,8 +640,13 @@ class HDF5Data:
         try:
             dataset, direct = self._dataset(name)
             stored: Array = _inflated(dataset, index) if direct and isinstance(index, int) else dataset[index]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise DataError(self._damaged(index)) from error
+        first, rows = (index, stored[None]) if isinstance(index, int) else (0, stored)
+        for place, row in enumerate(rows, first):
+            there = name not in self._has or self._has[name][place]
+            if there and checksum(row) != self._sums[name][place]:
+                raise DataError(self._damaged(place))
         return stored
 
     def _dataset(self, name: str) -> tuple[h5py.Dataset, bool]:
@@ -620,7 +680,7 @@ def groups(path: str | Path) -> dict[str, int]:
         DataError: The file is damaged or foreign.
     """
     with _open(Path(path), "r") as file, _header(Path(path)):
-        return {name: len(file[name]["digest"]) for name in file if f"{name}/digest" in file}
+        return {name: rows for name in file if (rows := _sealed(file[name])[0])}
 
 
 def attrs_of(path: str | Path) -> dict[str, Any]:
@@ -631,8 +691,15 @@ def attrs_of(path: str | Path) -> dict[str, Any]:
         DataError: The file is damaged or foreign.
     """
     with _open(Path(path), "r") as file, _header(Path(path)):
-        attrs: dict[str, Any] = json.loads(file.attrs["about"])
-    return attrs
+        return _about(file)
+
+
+def _about(file: h5py.File) -> dict[str, Any]:
+    content = file["about"][()].tobytes()
+    if _sha256(content) != text_of(file.attrs, "about_sha256"):
+        raise ValueError("`about` is not what was written")
+    about: dict[str, Any] = json.loads(content)
+    return about
 
 
 _REMAKE = "Delete the file and make or fetch it again."
@@ -670,17 +737,63 @@ def _open(path: Path, mode: str) -> h5py.File:
         raise DataError(f"{path} {_why_not_open(error)}") from error
     try:
         with _header(path):
-            found, version = file.attrs.get("format"), file.attrs.get("version", 0)
-            ours = found == FORMAT and version <= VERSION and "about" in file.attrs
+            found = _format_of(file)
+            version = file.attrs.get("version", 0) if found == FORMAT else 0
+            if version == VERSION:
+                require_own(file)
     except DataError:
         file.close()
         raise
-    if ours:
+    if found == FORMAT and version == VERSION:
         return file
     file.close()
     if found == FORMAT and version > VERSION:
         raise DataError(f"{path} has version {version} of the format, newer than {VERSION}: update medusa_cl.")
-    raise DataError(f"{path} is HDF5 of another format (attribute `format`: {found!r}, not {FORMAT!r}). Convert it.")
+    raise DataError(
+        f"{path} is HDF5 of another format, or of a version of ours in which damage cannot be found (attribute "
+        f"`format`: {found!r}, not {FORMAT!r} of version {VERSION}). Convert it, or make it again."
+    )
+
+
+_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+
+
+def require_own(group: h5py.Group, depth: int = 3) -> None:
+    """Refuse what makes HDF5 open other files: links, virtual and external data, filters that it has to load.
+
+    Args:
+        group: The file, or a group.
+        depth: How deep groups may lie in one another: a group can be put into itself.
+
+    Raises:
+        ValueError: Naming the link or the dataset.
+    """
+    for name in group:
+        where = f"{group.name.rstrip('/')}/{name}"
+        if group.get(name, getlink=True, getclass=True) is not h5py.HardLink:
+            raise ValueError(f"{where} is a link, not in the file itself")
+        if group.get(name, getclass=True) is h5py.Group:
+            if depth == 1:
+                raise ValueError(f"{where} lies deeper than any group of ours")
+            require_own(group[name], depth - 1)
+        else:
+            _require_own_data(group[name], where)
+
+
+def _require_own_data(dataset: h5py.Dataset, where: str) -> None:
+    settings = dataset.id.get_create_plist()
+    if dataset.is_virtual or settings.get_external_count():
+        raise ValueError(f"the data of {where} are not in the file itself")
+    filters = [settings.get_filter(number)[0] for number in range(settings.get_nfilters())]
+    if odd := sorted(set(filters) - set(_FILTERS)):
+        raise ValueError(f"{where} needs a filter that HDF5 does not have by itself, number {odd[0]}")
+
+
+def _format_of(file: h5py.File) -> str | None:
+    try:
+        return text_of(file.attrs, "format")
+    except (KeyError, ValueError):
+        return None
 
 
 def _why_not_open(error: OSError) -> str:
@@ -767,6 +880,42 @@ def _digest(image: Mapping[str, tuple[Field, Array]]) -> Array:
         sha.update(json.dumps([name, field.dtype, stored.shape, field.kind, field.scale, field.ignore]).encode())
         sha.update(stored.data)
     return np.frombuffer(sha.digest(), np.uint8)
+
+
+def checksum(stored: Array) -> int:
+    """Return the CRC-32 of an array's bytes."""
+    return int(crc32(np.ascontiguousarray(stored).data))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _seal(group: h5py.Group, rows: int) -> None:
+    """Say how many rows count, in place and in a fixed length: there is then no moment without a seal."""
+    names = _fields(group)
+    said = json.dumps({"rows": rows, "fields": names, "sha256": _seal_of(group, rows, names)}).encode()
+    group.attrs.modify("seal", np.bytes_(said.ljust(-(-len(said) // 1024) * 1024)))
+
+
+def _sealed(group: h5py.Group) -> tuple[int, tuple[str, ...], str]:
+    """Return how many rows count, their fields, and the hash to be found."""
+    if "seal" not in group.attrs:
+        return 0, (), ""
+    said = json.loads(text_of(group.attrs, "seal"))
+    return int(said["rows"]), tuple(said["fields"]), said["sha256"]
+
+
+def _seal_of(group: h5py.Group, rows: int, names: Sequence[str]) -> str:
+    """Hash all that is said of the first rows: what their numbers mean, where they are, their checksums and names."""
+    described = [[name, group[name].shape[1:], dataclasses.asdict(Field.read(group[name]))] for name in names]
+    sha = hashlib.sha256(json.dumps([group.name, rows, described]).encode())
+    for name in names:
+        there = group["has"][name][:rows] if f"has/{name}" in group else np.ones(rows, bool)
+        sha.update(there.tobytes() + group["sum"][name][:rows].tobytes())
+    for name in ("digest", "extent", "id"):
+        sha.update(group[name][:rows].tobytes() if name in group else b"none")
+    return sha.hexdigest()
 
 
 def _content_hash(digests: Array) -> str:

@@ -25,7 +25,9 @@ from medusa_cl.batch import Features, Sample, collate
 from medusa_cl.data import transforms
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
+from medusa_cl.memory import lost_worker
 from medusa_cl.randomness import generator, permutation, stream
+from medusa_cl.stopping import deaf
 
 if TYPE_CHECKING:
     from medusa_cl.tasks import DenseTask
@@ -420,6 +422,7 @@ class DenseLoader:
             "num_workers": workers,
             "pin_memory": pin_memory,
             "collate_fn": functools.partial(_collate, read),
+            "worker_init_fn": deaf,
         }
         self._running: tuple[int, Iterator[list[Any]]] | None = None
         if train and (batch_size % shard[1] or len(dataset) < shard[1]):
@@ -515,9 +518,17 @@ def _collate(read: Callable[[Tensor], Features] | None, samples: Sequence[Sample
 
 
 def next_batch(loading: Iterator[T]) -> T:
-    """Return the next batch; an error of ours that a process which loads has met is raised as it was there."""
+    """Return the next batch; an error of ours that a process which loads has met is raised as it was there.
+
+    Raises:
+        TrainingError: A process that loads was killed.
+    """
     try:
         return next(loading)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if lost := lost_worker(error):
+            raise lost from error
+        raise
     except MedusaError as error:
         text = str(error)  # of a worker, torch puts the whole traceback before what was said
         if not text.startswith("Caught "):

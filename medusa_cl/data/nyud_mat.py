@@ -185,7 +185,7 @@ class NYUDMat:
             if self._file is None:
                 self._file = _open(self.root, self._cache)
             stored: Array = self._file[dataset][row]
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise DataError(
                 f"{self.root}: `{dataset}` of image {image} is damaged: {error}. {_AGAIN} "
                 "Or leave the image out with on_bad_sample=skip."
@@ -246,10 +246,10 @@ def _inside(path: Path, what: str) -> Iterator[None]:
 
 def _check_layout(path: Path, file: h5py.File) -> tuple[int, tuple[int, int]]:
     """Return how many images there are and their H, W."""
-    for name in (*_LAYOUT, "names"):
-        if name not in file:
-            raise DataError(f"{path} has no dataset `{name}`: {unknown('dataset', name, file)} {_AGAIN}")
     with _inside(path, "the layout"):
+        for name in (*_LAYOUT, "names"):
+            if name not in file:
+                raise DataError(f"{path} has no dataset `{name}`: {unknown('dataset', name, file)} {_AGAIN}")
         shapes = {name: tuple(file[name].shape) for name in _LAYOUT}
         kinds = {name: file[name].dtype.str for name in _LAYOUT}
     count, _, width, height = (*shapes["images"], 0, 0, 0, 0)[:4]

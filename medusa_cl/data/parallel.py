@@ -11,6 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from medusa_cl.stopping import deaf
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -53,6 +55,12 @@ def in_order(
         yield work(job)
 
 
+def _begin(start: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
+    deaf()
+    if start is not None:
+        start(*given)
+
+
 def _from_processes(
     jobs: Sequence[Job],
     work: Callable[[Job], Result],
@@ -61,7 +69,7 @@ def _from_processes(
     given: tuple[Any, ...],
 ) -> Iterator[Result]:
     """Spawned, not forked: the parent may hold threads and locks of torch."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start, given)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (start, given))
     waiting: deque[Future[Result]] = deque()
     try:
         for job in jobs:

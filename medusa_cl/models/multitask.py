@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,8 @@ from medusa_cl.models.heads import HeadFactory, HeadOutput
 from medusa_cl.randomness import seeded
 from medusa_cl.tasks import DenseTask
 
-FILE_FORMAT = "medusa-cl head 1"
+FILE_FORMAT, WITHOUT_HASH = "medusa-cl head 2", "medusa-cl head 1"
+_log = logging.getLogger(__name__)
 PRECISIONS = ("32", "bf16")
 
 
@@ -263,6 +266,8 @@ class MultiTaskModel(nn.Module):
     def save_head(self, name: str, path: str | Path) -> None:
         """Write a head to a safetensors file that also says its task, its kind and the backbone that it belongs to.
 
+        A SHA-256 over all of this and the weights stands in the file, so that damage is found when it is loaded.
+
         Raises:
             TaskError: There is no such task.
         """
@@ -280,7 +285,7 @@ class MultiTaskModel(nn.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")  # a stopped process leaves no half file under the real name
         tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-        save_file(tensors, partial, metadata)
+        save_file(tensors, partial, metadata | {"sha256": _hash_of(tensors, metadata)})
         os.replace(partial, path)
 
     def load_head(self, path: str | Path, task: DenseTask | None = None, head: HeadFactory | None = None) -> DenseTask:
@@ -296,16 +301,20 @@ class MultiTaskModel(nn.Module):
 
         Raises:
             TaskError: A task of that name is already there, or the file's task is unknown or has other channels.
-            WeightsError: The file is missing or damaged, of an unknown kind, or belongs to another backbone.
+            WeightsError: The file is missing or damaged (by its hash; one of an earlier version has none, which is
+                logged), of an unknown kind, or belongs to another backbone.
         """
         tensors, metadata = _read_head(Path(path))
-        self._check_backbone(metadata["backbone"], path)
         described = metadata["task"]
-        task = task or known_tasks.from_description(described)
-        if task.channels != described["channels"]:
+        with _described_by(path):
+            self._check_backbone(metadata["backbone"], path)
+            task = task or known_tasks.from_description(described)
+            agree = task.channels == described["channels"]
+        if not agree:
             raise TaskError(f"Expected a task of {described['channels']} channels for {path}, but got {task.channels}.")
         self._refuse_twice(task.name)
-        made = _rebuild(metadata["head"], self.backbone.channels, task.channels, head)
+        with _described_by(path):
+            made = _rebuild(metadata["head"], self.backbone.channels, task.channels, head)
         try:
             made.load_state_dict(tensors)
         except RuntimeError as error:
@@ -420,13 +429,37 @@ def _read_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"Cannot read a head from {path}: {error}") from error
-    if metadata.get("format") != FILE_FORMAT:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"Cannot read a head from {path}: {error}. Save the head again.") from error
+    if metadata.get("format") not in (FILE_FORMAT, WITHOUT_HASH):
         raise WeightsError(
             f"Expected a head file of format {FILE_FORMAT!r} in {path}, but got {metadata.get('format')!r}."
         )
-    return tensors, {key: json.loads(metadata[key]) for key in ("task", "head", "backbone")}
+    said = metadata.pop("sha256", None)
+    if metadata["format"] == WITHOUT_HASH:
+        _log.warning("%s has no hash, as it is of an earlier version: damage to it would not be seen.", path)
+    elif said != _hash_of(tensors, metadata):
+        raise WeightsError(f"{path} is damaged: its content is not that of its SHA-256. Save the head again.")
+    with _described_by(path):
+        return tensors, {key: json.loads(metadata[key]) for key in ("task", "head", "backbone")}
+
+
+@contextmanager
+def _described_by(path: str | Path) -> Iterator[None]:
+    """Turn what a description that makes no sense leads to into a `WeightsError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+        raise WeightsError(f"{path} does not describe a head: {error!r}. Save the head again.") from error
+
+
+def _hash_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a head's names, types, shapes and numbers, and of what is said of it."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _rebuild(saved: Mapping[str, Any], channels: Sequence[int], outputs: int, head: HeadFactory | None) -> nn.Module:

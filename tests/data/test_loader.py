@@ -597,9 +597,7 @@ def test_kept_features_are_of_the_padded_image() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (0, 2), (1, 1), (1, 3), (2, 1)])
-def test_loading_goes_on_from_any_place(
-    fake_splits: dict[str, HDF5Data], workers: int, epoch: int, batch: int
-) -> None:
+def test_loading_goes_on_from_any_place(fake_splits: dict[str, HDF5Data], workers: int, epoch: int, batch: int) -> None:
     def loader() -> DenseLoader:
         known = {"depth": tasks.depth()}
         data = DenseDataset(fake_splits["train"], known, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -267,7 +268,10 @@ def test_a_bad_file_is_made_again(home: Path, harm: str) -> None:
         path.write_bytes(b"not HDF5 at all")
     else:
         with h5py.File(path, "r+") as file:
-            file.attrs["about"] = json.dumps({"source": "another"})
+            about = json.dumps({"source": "another"}).encode()
+            del file["about"]
+            file["about"] = np.frombuffer(about, np.uint8)
+            file.attrs["about_sha256"] = np.bytes_(hashlib.sha256(about).hexdigest())
     with pytest.warns(UserWarning, match="made again"):
         assert rooms.rooms_file(TINY, {"train": 2}, workers=1) == path
     assert (stored(path, "train") == rendered("train", 2)).all()

@@ -124,17 +124,16 @@ def _about(size: tuple[int, int]) -> dict[str, Any]:
 
 def _held(path: Path, size: tuple[int, int]) -> dict[str, int] | None:
     """How many images of each split a file holds; None, with a warning, when it is damaged or not ours."""
-    import h5py  # only the process that reads and writes files needs it
+    from medusa_cl.data import hdf5  # only the process that reads and writes files needs it
 
     if not path.exists():
         return {}
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            if json.loads(file.attrs["about"]) != _about(size):
-                _warn(f"{path} holds other data than rooms {VERSION} of this size")
-                return None
-            return {split: len(file[split]["digest"]) for split in SPLITS if split in file}
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        if hdf5.attrs_of(path) != _about(size):
+            _warn(f"{path} holds other data than rooms {VERSION} of this size")
+            return None
+        return {split: count for split, count in hdf5.groups(path).items() if split in SPLITS}
+    except DataError as error:
         _warn(f"{path} is damaged ({error})")
         return None
 
