@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 from medusa_cl.errors import ConfigError, MedusaError, unknown
+from medusa_cl.tracking.secrets import mask_uri
 
 VERBS = ("ui", "sync")
 USAGE = """usage: python -m medusa_cl.track ui [uri=URI]          serve the MLflow UI on 127.0.0.1:5000
@@ -40,23 +40,36 @@ def _serve(uri: str | None) -> None:
     from medusa_cl.tracking.mlflow import store_uri
 
     store = store_uri(uri, Path("runs"))
+    if store.startswith(("http://", "https://")):
+        raise ConfigError(f"{mask_uri(store)} is a server with a page of its own: open that in a browser.")
     print(
         "MLflow: http://127.0.0.1:5000/#/experiments (choose Model training at the upper left; Ctrl-C ends)", flush=True
     )
-    command = ["-m", "mlflow", "ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", "5000"]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store  # and not among the arguments, which all users of the machine see
+    command = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", "5000"]
     os.execv(sys.executable, [sys.executable, *command])
 
 
 def _sync(run: str | None, uri: str | None) -> None:
-    from medusa_cl.tracking import TRACKING_FILE, deliver
+    from medusa_cl.tracking import TRACKING_FILE, deliver, delivery_note, said
     from medusa_cl.tracking.mlflow import MLflowTracker
 
-    note = Path(run or "") / TRACKING_FILE
-    if run is None or not note.is_file():
+    folder = Path(run or "")
+    if run is None or not (folder / TRACKING_FILE).is_file():
         raise ConfigError(f"Expected run= a run directory, with a {TRACKING_FILE} in it, but got {run}.")
-    experiment = json.loads(note.read_text(encoding="utf-8"))["tags"]["scenario"]
-    tracker = MLflowTracker(experiment, uri=uri, runs=note.parent.parent.parent)
-    deliver(note.parent, tracker)
+    note = delivery_note(folder)
+    configured = (note["config"].get("tracking") or {}).get("uri")
+    uri = uri or configured or os.environ.get("MLFLOW_TRACKING_URI") or note.get("tracker", {}).get("uri")
+    tracker = MLflowTracker(note["tags"]["scenario"], uri=uri, runs=folder.parent.parent)
+    try:
+        deliver(folder, tracker)
+    except MedusaError:
+        raise
+    except Exception as error:  # of a library, which may repeat the URI's password
+        raise MedusaError(
+            f"{run} is not delivered to {mask_uri(tracker.uri)}: {said(error, tracker)} What has arrived stays: run "
+            "the same command again."
+        ) from None
     print(tracker.ui_line())
 
 

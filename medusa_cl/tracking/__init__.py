@@ -1,7 +1,8 @@
 """The record of a run: a directory that is complete by itself, and trackers that are views of it.
 
 `RunRecorder` writes the run directory; a `Tracker` (MLflow: `medusa_cl.tracking.mlflow`) is told the same things.
-Nothing here imports mlflow, matplotlib or torch before it is needed.
+Whatever stops a process, and whenever, a tracker holds each thing once in the end: a run that is opened again asks the
+tracker what it holds, and delivers the rest. Nothing here imports mlflow, matplotlib or torch before it is needed.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from medusa_cl.errors import DataError
+from medusa_cl.tracking import files
+from medusa_cl.tracking.files import METRICS_FILE, TRACKING_FILE, read_metrics
+from medusa_cl.tracking.secrets import mask_text, masked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,25 +28,52 @@ if TYPE_CHECKING:
 
     from medusa_cl.tracking.panels import Sample
 
-__all__ = ["RunRecorder", "Tracker", "clean_name", "deliver", "final_metrics", "finite"]
+__all__ = [
+    "METRICS_FILE",
+    "TRACKING_FILE",
+    "RunRecorder",
+    "Tracker",
+    "clean_name",
+    "deliver",
+    "final_metrics",
+    "finite",
+    "read_metrics",
+]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-METRICS_FILE = "metrics.jsonl"
-TRACKING_FILE = "tracking.json"
+# Names a run at its tracker. It is kept before the run is made there, and so finds one that was made but not noted.
+KEY_TAG = "medusa_cl.key"
 HEATMAP_FILE = "forgetting_heatmap.png"
 TRANSFER_FILE = "transfer_bars.png"
 TABLE_NAME = "task_matrix"
 
 
 class Tracker(Protocol):
-    """Where a run can be looked at besides its directory. Any method may raise: `RunRecorder` survives it."""
+    """Where a run can be looked at besides its directory. Any method may raise: `RunRecorder` survives it.
+
+    Of a run that was opened again, whatever the tracker holds already is skipped when it is recorded once more: of
+    metrics, as many points of a name and step as it holds.
+    """
+
+    uri: str
 
     def start(
         self, config: Mapping[str, Any], tags: Mapping[str, str], run_dir: Path, known: Mapping[str, str] | None = None
     ) -> dict[str, str]:
-        """Open the run, or reopen the one identified by `known`; returns what identifies it (kept in tracking.json)."""
+        """Open the run.
+
+        Args:
+            config: its parameters.
+            tags: what it is found by; `KEY_TAG` is its own.
+            run_dir: its directory.
+            known: None for a new run. Else it may be there, and is looked for: {} by its key, or what `start` returned
+                before, or {"run_dir": ...} where the key is lost.
+
+        Returns:
+            What identifies the run (kept in tracking.json), without secrets.
+        """
 
     def metrics(self, values: Mapping[str, float], step: int, time: float | None = None) -> None:
         """Record finite values at a step; `time` is in seconds since 1970. May be buffered until `flush`."""
@@ -87,7 +121,7 @@ class RunRecorder:
         self.panels_dir.mkdir(parents=True, exist_ok=True)
         self._tracker = tracker
         self._clock = clock
-        self._note: dict[str, Any] = _read_note(self.run_dir)
+        self._note = _opened_note(self.run_dir)
         self._ui_line: str | None = None
 
     @property
@@ -101,55 +135,44 @@ class RunRecorder:
         return self._tracker is not None
 
     def start(self, config: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Open the record: keeps config and tags (for later delivery) and starts the tracker."""
-        tags = {key: str(value) for key, value in tags.items() if value is not None}
-        self._remember(config=dict(config), tags=tags, datasets=self._note.get("datasets", {}))
-        known = self._note.get("tracker")
-        identity = self._forward(lambda t: t.start(config, tags, self.run_dir, known))
-        if identity is not None:
-            self._remember(tracker=identity)
-            self._ui_line = self._forward(lambda t: t.ui_line())
+        """Open the record: keeps config and tags (for later delivery) and starts the tracker.
+
+        A run whose directory was opened before goes on at the tracker, which is told what it lacks; call `restore`
+        first.
+        """
+        files.cut(self.run_dir / METRICS_FILE)
+        known = self._note.get("tracker", {}) if files.identity(self._note) else None
+        self._note.pop("status", None)
+        self._note.setdefault("key", uuid.uuid4().hex)
+        tags = {key: mask_text(str(value)) for key, value in tags.items() if value is not None}
+        self._remember(config=masked(config), tags=tags, datasets=self._note.get("datasets", {}))
+        identity = self._forward(lambda t: _started(t, self._note, self.run_dir, known))
+        if identity is None:
+            return
+        self._remember(tracker=identity)
+        self._ui_line = self._forward(lambda t: t.ui_line())
+        if known is not None:
+            self._forward(lambda t: _send_all(t, self.run_dir, self._note))
 
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Record what is trained on: a name, the hash of its content and where it came from."""
+        source = mask_text(source)
         self._note.setdefault("datasets", {})[name] = {"digest": digest, "source": source}
         self._remember()
         self._forward(lambda t: t.dataset(name, digest, source))
 
     def metrics(self, values: Mapping[str, float | None], step: int) -> None:
-        """Append one line to metrics.jsonl. Undefined or infinite values are null there and never reach a tracker."""
+        """Append one line to metrics.jsonl. Undefined or infinite values are null there and never reach a tracker.
+
+        Raises:
+            OSError: The line could not be written; those before it are as they were.
+        """
         now = self._clock()
         shown = {clean_name(name): finite(value) for name, value in values.items()}
         line = json.dumps({"step": step, "time": round(now, 3), "values": shown}, allow_nan=False)
-        with (self.run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        files.append_line(self.run_dir / METRICS_FILE, line)
         known = {name: value for name, value in shown.items() if value is not None}
         self._forward(lambda t: t.metrics(known, step, round(now, 3)))
-
-    def train(self, step: int, losses: Mapping[str, float], images_per_s: float | None = None) -> None:
-        """Record training losses by task; `step` counts optimizer steps over the whole stream."""
-        values: dict[str, float | None] = {f"train/{task}_loss": loss for task, loss in losses.items()}
-        if images_per_s is not None:
-            values["train/images_per_s"] = images_per_s
-        self.metrics(values, step)
-
-    def evaluation(
-        self,
-        learnt: int,
-        scores: Mapping[str, Mapping[str, float | None]],
-        forgetting: Mapping[str, float | None] | None = None,
-    ) -> None:
-        """Record an evaluation on the test split.
-
-        Args:
-            learnt: how many tasks have been learnt; the step of test/*, forgetting/*.
-            scores: {task: {metric: value}}.
-            forgetting: {task: value, "mean": value}, of the tasks that could have been forgotten by now.
-        """
-        values = {f"test/{task}_{metric}": value for task, row in scores.items() for metric, value in row.items()}
-        values |= {f"forgetting/{task}": value for task, value in (forgetting or {}).items()}
-        self.metrics(values, learnt)
-        self.flush()
 
     def predictions(self, learnt: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Draw what each task predicts now, always for the same test images: panels/<task>-<learnt>.png."""
@@ -190,8 +213,8 @@ class RunRecorder:
             ValueError: the summary holds NaN or infinity; undefined values must be null with a reason.
         """
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
-        (self.run_dir / "task_matrix.csv").write_text(matrix_csv, encoding="utf-8")
-        (self.run_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
+        files.write_whole(self.run_dir / "task_matrix.csv", matrix_csv)
+        files.write_whole(self.run_dir / "summary.json", text + "\n")
         _draw_figures(summary, self.panels_dir)
         for values, step in final_metrics(summary):
             self.metrics(values, step)
@@ -200,36 +223,38 @@ class RunRecorder:
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the tracker's run with status FINISHED, FAILED or KILLED; the directory stays valid whatever it is."""
-        self._remember(status=status)
-        self._forward(lambda t: t.finish(status))
-
-    def fail(self) -> None:
-        """Close after an error, keeping everything recorded so far."""
-        self.finish("FAILED")
+        try:
+            self._remember(status=status)
+        finally:  # a full disk here is none there
+            self._forward(lambda t: t.finish(status))
 
     def ui_line(self) -> str | None:
         """How to open this run in the tracker's user interface; None when nothing is tracked."""
         return self._ui_line if self.tracking else None
 
-    def state(self) -> dict[str, int]:
-        """Where the record stands, for a checkpoint."""
-        path = self.run_dir / METRICS_FILE
-        return {"metrics_bytes": path.stat().st_size if path.exists() else 0}
+    def state(self) -> dict[str, Any]:
+        """Where the record stands, for a checkpoint, as plain data; what it counts is on the disk."""
+        size = files.durable_size(self.run_dir / METRICS_FILE)
+        return {"metrics_bytes": size, "tracking": files.identity(self._note)}
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Drop what was appended after the checkpoint, so that a resumed run's record has no line twice."""
-        path = self.run_dir / METRICS_FILE
-        if path.exists():
-            with path.open("r+b") as file:
-                file.truncate(min(state["metrics_bytes"], path.stat().st_size))
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Drop what was appended after the checkpoint, so that a resumed run's record has no line twice.
+
+        Args:
+            state: of the checkpoint; None where there is none, so that all is made anew.
+        """
+        wanted = state["metrics_bytes"] if state else 0
+        if files.cut(self.run_dir / METRICS_FILE, wanted) < wanted:
+            logger.warning("%s has lost lines that the checkpoint counts on.", self.run_dir / METRICS_FILE)
+        if state and "key" not in self._note:
+            self._note.update(state.get("tracking", {}))
 
     def _image(self, task: str, path: Path, learnt: int) -> None:
         self._forward(lambda t: t.image(f"predictions/{task}", path, learnt))
 
     def _remember(self, **entries: Any) -> None:
         self._note.update(entries)
-        text = json.dumps(self._note, indent=2, default=str)
-        (self.run_dir / TRACKING_FILE).write_text(text + "\n", encoding="utf-8")
+        _keep_note(self.run_dir, self._note)
 
     def _forward(self, call: Callable[[Tracker], T]) -> T | None:
         if self._tracker is None:
@@ -237,12 +262,12 @@ class RunRecorder:
         try:
             return call(self._tracker)
         except Exception as error:  # whatever a tracker raises, training goes on
+            reason = said(error, self._tracker)
             self._tracker = None
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             logger.warning(
                 "Tracking stopped: %s\nTraining goes on and nothing is lost: %s holds everything. "
                 "Deliver it later with `python -m medusa_cl.track sync run=%s`.",
-                _shorten(reason[0]),
+                reason,
                 self.run_dir,
                 self.run_dir,
             )
@@ -250,43 +275,51 @@ class RunRecorder:
 
 
 def deliver(run_dir: Path, tracker: Tracker) -> dict[str, str]:
-    """Send a whole run directory to a tracker, for instance after its server was down.
-
-    Metrics keep their step and time, so a second delivery into the same run adds nothing twice.
+    """Send to a tracker what it lacks of a run directory, for instance after its server was down.
 
     Returns:
         What identifies the run at the tracker (also kept in tracking.json).
 
     Raises:
         FileNotFoundError: the directory holds no run.
+        DataError: a file of the record is damaged.
     """
-    note = _read_note(run_dir)
-    if "config" not in note:
-        raise FileNotFoundError(f"No {TRACKING_FILE} in {run_dir}: not a run directory, or one that never started.")
-    identity = tracker.start(note["config"], note["tags"], run_dir, note.get("tracker"))
-    for name, data in note.get("datasets", {}).items():
-        tracker.dataset(name, data["digest"], data["source"])
-    for record in read_metrics(run_dir):
-        known = {name: value for name, value in record["values"].items() if value is not None}
-        tracker.metrics(known, record["step"], record["time"])
-    _send_pictures(tracker, run_dir, note)
-    tracker.finish(note.get("status", "FINISHED"))
-    note["tracker"] = identity
-    (run_dir / TRACKING_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    note = delivery_note(run_dir)
+    note.setdefault("key", uuid.uuid4().hex)
+    _keep_note(run_dir, note)
+    identity = _started(tracker, note, run_dir, note.get("tracker", {}))
+    _keep_note(run_dir, note | {"tracker": identity})
+    _send_all(tracker, run_dir, note)
+    if "status" in note or (run_dir / "summary.json").exists():
+        tracker.finish(note.get("status", "FINISHED"))
     return identity
 
 
-def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The records of metrics.jsonl; a line torn by a crash ends them."""
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+def delivery_note(run_dir: Path) -> dict[str, Any]:
+    """Return what tracking.json tells of a run, rebuilt where that is damaged.
+
+    Raises:
+        FileNotFoundError: the directory holds no run.
+        DataError: it is damaged and cannot be rebuilt.
+    """
+    try:
+        note = files.read_note(run_dir)
+    except DataError as error:
+        note = files.rebuilt_note(run_dir)
+        logger.warning("%s It is made anew from config.yaml.", error)
+        return note | {"tracker": {"run_dir": str(run_dir)}}
+    if "config" not in note:
+        raise FileNotFoundError(f"No {TRACKING_FILE} in {run_dir}: not a run directory, or one that never started.")
+    return note
+
+
+def said(error: Exception, tracker: Tracker | None = None, limit: int = 200) -> str:
+    """Return what an error says in one line, shortened, without the secrets of the tracker's URI."""
+    # SQLAlchemy begins with how it came to it.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as a result of")]
+    lines = lines or [type(error).__name__]
+    text = mask_text(lines[0], getattr(tracker, "uri", None))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def finite(value: Any) -> float | None:
@@ -390,6 +423,23 @@ def _matrix_table(matrix: Mapping[str, Any], primary: Mapping[str, Any]) -> dict
     return columns
 
 
+def _started(
+    tracker: Tracker, note: Mapping[str, Any], run_dir: Path, known: Mapping[str, str] | None
+) -> dict[str, str]:
+    return tracker.start(note["config"], {**note.get("tags", {}), KEY_TAG: note["key"]}, run_dir, known)
+
+
+def _send_all(tracker: Tracker, run_dir: Path, note: Mapping[str, Any]) -> None:
+    """Tell a tracker all that the directory holds; it skips what it has."""
+    for name, data in note.get("datasets", {}).items():
+        tracker.dataset(name, data["digest"], data["source"])
+    for record in read_metrics(run_dir):
+        known = {name: value for name, value in record["values"].items() if value is not None}
+        tracker.metrics(known, record["step"], record["time"])
+    tracker.flush()
+    _send_pictures(tracker, run_dir, note)
+
+
 def _send_pictures(tracker: Tracker, run_dir: Path, note: Mapping[str, Any]) -> None:
     for path in sorted((run_dir / "panels").glob("*.png")):
         if series := re.fullmatch(r"(.+)-(\d+)", path.stem):
@@ -403,11 +453,13 @@ def _send_pictures(tracker: Tracker, run_dir: Path, note: Mapping[str, Any]) -> 
         tracker.model(run_dir / note["model"])
 
 
-def _read_note(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / TRACKING_FILE
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return note
+def _opened_note(run_dir: Path) -> dict[str, Any]:
+    try:
+        return files.read_note(run_dir)
+    except DataError as error:
+        logger.warning("%s It is written anew; the run is looked for at the tracker by its directory.", error)
+        return {"tracker": {"run_dir": str(run_dir)}}
 
 
-def _shorten(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _keep_note(run_dir: Path, note: Mapping[str, Any]) -> None:
+    files.write_whole(run_dir / TRACKING_FILE, json.dumps(note, indent=2, default=str) + "\n")

@@ -6,22 +6,28 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
+import sqlite3
 import sys
+import tempfile
 import time as clock
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medusa_cl.tracking import clean_name, finite
+from medusa_cl.errors import ConfigError, DataError
+from medusa_cl.tracking import KEY_TAG, clean_name, finite
+from medusa_cl.tracking.holdings import Holdings
+from medusa_cl.tracking.secrets import is_masked, mask_uri
 
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH, DIGEST_LENGTH = 100, 1000, 6000, 36
@@ -29,8 +35,10 @@ PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH, DIGEST_LENGTH = 100, 1000, 60
 LOCAL_KEYS = frozenset({"out", "resume", "extend", "base", "overwrite", "hydra", "tracking"})
 PATH_LEAVES = frozenset({"root", "checkpoint", "path", "cache", "cache_dir", "download"})
 MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "timm", "torchmetrics", "numpy", "safetensors", "pillow")
-# One process may write while others wait; SQLite's default gives up after 5 s.
-SQLITE_PATIENCE = "60"
+# One process may write while others wait, this many seconds; SQLite's default gives up after 5 s.
+SQLITE_PATIENCE = 60
+# Migrating a new database takes seconds, and a sweep's processes do it one after the other.
+MIGRATION_PATIENCE = 300
 DEFAULT_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -73,7 +81,7 @@ class MLflowTracker:
         self.system_metrics = system_metrics
         self.run_id = self.experiment_id = ""
         self._buffer: list[tuple[str, float, int, int]] = []
-        self._images: set[tuple[str, int]] = set()
+        self._held = Holdings()
         self._monitor: Any = None
 
     @property
@@ -86,28 +94,29 @@ class MLflowTracker:
     def start(
         self, config: Mapping[str, Any], tags: Mapping[str, str], run_dir: Path, known: Mapping[str, str] | None = None
     ) -> dict[str, str]:
-        """Open a run, or reopen the one in `known`: params are immutable, so a reopened run gets none."""
-        if known and known.get("uri") == self.uri and self._reopen(known["run_id"]):
-            return self._identity()
-        self.experiment_id = prepare_experiment(self.client, self.uri, self.experiment)
-        run = self.client.create_run(
-            self.experiment_id,
-            start_time=_milliseconds(clock.time()),
-            tags=self._tags(tags, run_dir),
-            run_name=self.run_name or Path(run_dir).name,
-        )
-        self.run_id = run.info.run_id
+        """Open a run, or the one that is known: it gets the params it lacks, for those it has are immutable.
+
+        Raises:
+            ConfigError: the URI has lost its password.
+        """
+        if is_masked(self.uri):
+            raise ConfigError(
+                f"The tracking URI {self.uri} is kept without its secrets. Give the whole in $MLFLOW_TRACKING_URI, or "
+                "by tracking.uri= (uri= of track sync)."
+            )
+        if known is None or not self._reopen(known, tags, run_dir):
+            self._create(tags, run_dir)
         self._log_params(config)
         self._start_monitor()
         return self._identity()
 
     def metrics(self, values: Mapping[str, float], step: int, time: float | None = None) -> None:
-        """Buffer values (0.13 ms each in a batch, 6 ms one by one); what is not finite is left out."""
+        """Buffer values (0.13 ms each in a batch, 6 ms one by one); what is not finite or held is left out."""
         stamp = _milliseconds(clock.time() if time is None else time)
         for name, value in values.items():
-            number = finite(value)
-            if number is not None:
-                self._buffer.append((clean_name(name), number, stamp, step))
+            number, name = finite(value), clean_name(name)
+            if number is not None and not self._held.has_point(name, step):
+                self._buffer.append((name, number, stamp, step))
 
     def flush(self) -> None:
         """Send the buffered metrics."""
@@ -120,10 +129,11 @@ class MLflowTracker:
 
     def image(self, key: str, picture: NDArray[np.uint8] | Path, step: int) -> None:
         """Log one picture of the series `key`; a step that already has one (a resumed run) keeps it."""
-        if (key, step) in self._images:
-            return
-        self._images.add((key, step))
-        self.client.log_image(self.run_id, _open_image(picture), key=key, step=step)
+        if (key, step) not in self._held.images:
+            self._held.images.add((key, step))
+            self.client.log_image(self.run_id, _open_image(picture), key=key, step=step)
+        elif stem := self._held.halves.pop((key, step), None):
+            self._log_preview(picture, stem)
 
     def figure(self, path: Path) -> None:
         """Put a picture file under figures/."""
@@ -131,36 +141,41 @@ class MLflowTracker:
 
     def table(self, rows: Mapping[str, Sequence[Any]], name: str) -> None:
         """Log a table as <name>.json, replacing an earlier one (mlflow's own would append to it)."""
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
         file = f"{name}.json"
-        data = {column: list(cells) for column, cells in rows.items()}
-        if any(item.path == file for item in self.client.list_artifacts(self.run_id)):
-            cells = [list(row) for row in zip(*data.values(), strict=True)]
-            self.client.log_dict(self.run_id, {"columns": list(data), "data": cells}, file)
-        else:
-            with warnings.catch_warnings():  # of pandas, at how mlflow looks for text
-                warnings.simplefilter("ignore")
-                self.client.log_table(self.run_id, data, file)
+        cells = [[_cell(cell) for cell in row] for row in zip(*rows.values(), strict=True)]
+        self.client.log_dict(self.run_id, {"columns": list(rows), "data": cells}, file)
+        shown = json.loads(self._held.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        if (entry := {"path": file, "type": "table"}) not in shown:
+            self._held.tags[MLFLOW_LOGGED_ARTIFACTS] = json.dumps([*shown, entry])
+            self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, self._held.tags[MLFLOW_LOGGED_ARTIFACTS])
 
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Log a dataset input; MLflow keeps at most 36 characters of the content hash."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
+        if (name, digest[:DIGEST_LENGTH]) in self._held.datasets:
+            return
         what = Dataset(name, digest[:DIGEST_LENGTH], "local", json.dumps({"uri": source, "content_hash": digest}))
         self.client.log_inputs(self.run_id, [DatasetInput(what, [InputTag("mlflow.data.context", "training")])])
 
     def model(self, model_dir: Path) -> None:
-        """Log model.json and model.safetensors as a pyfunc model from code: nothing is pickled."""
-        import mlflow
+        """Log model.json and model.safetensors as a pyfunc model from code: nothing is pickled.
 
-        package = Path(__file__).resolve().parents[1]
-        with self._active_run():
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"model": str(model_dir)},
-                code_paths=[str(package)],
-                pip_requirements=model_requirements(),
-            )
+        One that is there stays; one that was begun is completed.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        model = self._held.model or self._begun_model()
+        if str(model.status) == "READY":
+            return
+        if model.model_id not in self._held.outputs:
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        with tempfile.TemporaryDirectory() as folder:
+            _save_model(model, self.run_id, model_dir, Path(folder) / "model")
+            self.client.log_model_artifacts(model.model_id, f"{folder}/model")
+        self._held.model = self.client.finalize_logged_model(model.model_id, "READY")
 
     def finish(self, status: str = "FINISHED") -> None:
         """Send what is buffered and close the run."""
@@ -174,27 +189,87 @@ class MLflowTracker:
         # The UI opens in its GenAI mode otherwise.
         page = f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
         if self.uri.startswith(("http://", "https://")):
-            return self.uri.rstrip("/") + page
+            return mask_uri(self.uri).replace("***@", "").partition("?")[0].rstrip("/") + page
         command = f"{mlflow_command()} ui --backend-store-uri {_shown_uri(self.uri)} --host 127.0.0.1 --port 5000"
         return f"{command}\nhttp://127.0.0.1:5000{page}"
 
     def _identity(self) -> dict[str, str]:
-        return {"uri": self.uri, "experiment_id": self.experiment_id, "run_id": self.run_id}
+        return {"uri": mask_uri(self.uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
 
-    def _reopen(self, run_id: str) -> bool:
+    def _create(self, tags: Mapping[str, str], run_dir: Path) -> None:
+        self.experiment_id = self.experiment_id or prepare_experiment(self.client, self.uri, self.experiment)
+        run = self.client.create_run(
+            self.experiment_id,
+            start_time=_milliseconds(clock.time()),
+            tags=self._tags(tags, run_dir),
+            run_name=self.run_name or Path(run_dir).name,
+        )
+        self.run_id = run.info.run_id
+        self._held = Holdings(tags=dict(run.data.tags))
+
+    def _reopen(self, known: Mapping[str, str], tags: Mapping[str, str], run_dir: Path) -> bool:
+        run = self._noted(known) or self._searched(known, tags)
+        if run is None:
+            return False
+        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+        self._held = Holdings.of(self.client, run)
+        self.client.update_run(self.run_id, status="RUNNING")
+        self._complete_tags(self._tags(tags, run_dir))
+        return True
+
+    def _noted(self, known: Mapping[str, str]) -> Run | None:
+        """Return the run that was noted, if it is of this store and still there."""
         from mlflow.exceptions import MlflowException
 
+        if mask_uri(known.get("uri", "")) != mask_uri(self.uri):
+            return None
         try:
-            run = self.client.get_run(run_id)
+            run = self.client.get_run(known["run_id"])
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-        self.run_id, self.experiment_id = run_id, run.info.experiment_id
-        self.client.update_run(run_id, status="RUNNING")
-        self._images = _logged_images(self.client, run_id)
-        self._start_monitor()
-        return True
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            run = None
+        if run is None or run.info.lifecycle_stage != "active":
+            logger.warning("The run %s was deleted in MLflow: another one takes its place.", known["run_id"])
+            return None
+        return run
+
+    def _searched(self, known: Mapping[str, str], tags: Mapping[str, str]) -> Run | None:
+        """Return the run that bears the key, or the latest one of the directory where the key is lost."""
+        self.experiment_id = prepare_experiment(self.client, self.uri, self.experiment)
+        wanted = [(KEY_TAG, tags.get(KEY_TAG)), ("run_dir", known.get("run_dir"))]
+        for name, value in wanted:
+            if value is None:
+                continue
+            quote = '"' if "'" in value else "'"
+            found = self.client.search_runs(
+                [self.experiment_id],
+                f"tags.`{name}` = {quote}{value}{quote}",
+                max_results=1,
+                order_by=["attributes.start_time DESC"],
+            )
+            if found:
+                return found[0]
+        return None
+
+    def _complete_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        held = self._held.tags
+        moved = {name: text for name, text in tags.items() if name not in held}
+        moved |= {name: tags[name] for name in ("run_dir", KEY_TAG) if name in tags and tags[name] != held.get(name)}
+        if self._held.images:
+            moved |= {"mlflow.loggedImages": "True"}  # by which the UI looks for pictures
+        self.client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in moved.items()])
+
+    def _log_preview(self, picture: NDArray[np.uint8] | Path, stem: str) -> None:
+        """Log the small picture that the UI shows, for a large one that was logged without it."""
+        from mlflow.tracking.multimedia import compress_image_size
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{stem}+compressed.webp"
+            compress_image_size(_open_image(picture)).save(path)
+            self.client.log_artifact(self.run_id, str(path), "images")
 
     def _tags(self, tags: Mapping[str, str], run_dir: Path) -> dict[str, str]:
         named = {"run_dir": str(run_dir), **tags}
@@ -207,7 +282,8 @@ class MLflowTracker:
     def _log_params(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, value) for name, value in flat_params(config).items()]
+        held = self._held.params
+        params = [Param(name, value) for name, value in flat_params(config).items() if name not in held]
         for batch in _chunks(params, PARAMS_PER_BATCH):
             self.client.log_batch(self.run_id, params=batch)
 
@@ -218,30 +294,22 @@ class MLflowTracker:
             self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
             self._monitor.start()
 
-    @contextlib.contextmanager
-    def _active_run(self) -> Iterator[None]:
-        """A model can only be logged to the globally active run; the caller's own one is left as it was."""
-        import mlflow
-
-        before, exported = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(self.uri)
-        # Our models take two forms of image batch, which no signature describes: the warning leads nowhere.
-        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-        try:
-            with mlflow.start_run(run_id=self.run_id, nested=True, log_system_metrics=False):
-                yield
-            self.client.update_run(self.run_id, status="RUNNING")
-        finally:
-            mlflow.set_tracking_uri(before)
-            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which mlflow exports by itself
-            if exported is not None:
-                os.environ["MLFLOW_TRACKING_URI"] = exported
-            logging.getLogger("mlflow.pyfunc").setLevel(logging.NOTSET)
+    def _begun_model(self) -> LoggedModel:
+        params = self.client.get_run(self.run_id).data.params
+        return self.client.create_logged_model(
+            self.experiment_id, name="model", source_run_id=self.run_id, params=params
+        )
 
 
 def store_uri(uri: str | None, runs: Path) -> str:
-    """The tracking URI: the one given, else $MLFLOW_TRACKING_URI, else <runs>/mlflow.db; SQLite paths made absolute."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{runs / 'mlflow.db'}"
+    """The tracking URI: the one given, else $MLFLOW_TRACKING_URI, else <runs>/mlflow.db; SQLite paths made absolute.
+
+    One that was kept, without its secrets, gives way to $MLFLOW_TRACKING_URI too.
+    """
+    exported = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and is_masked(uri):
+        uri = exported or uri
+    uri = uri or exported or f"{SQLITE}{runs / 'mlflow.db'}"
     path = sqlite_path(uri)
     return uri if path is None else f"{SQLITE}{path.resolve()}"
 
@@ -252,7 +320,11 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def quiet_client(uri: str) -> MlflowClient:
-    """A client without migration logs, telemetry or minutes of retries; settings of the user's own win."""
+    """A client without migration logs, telemetry or minutes of retries; settings of the user's own win.
+
+    Raises:
+        DataError: An SQLite store stays locked by another process, or is damaged.
+    """
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     path = sqlite_path(uri)
@@ -262,7 +334,10 @@ def quiet_client(uri: str) -> MlflowClient:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path):  # processes that migrate a missing database together all fail
-        return _client(f"{uri}?timeout={SQLITE_PATIENCE}")
+        _check_database(path)
+        client = _client(f"{uri}?timeout={SQLITE_PATIENCE}")
+    _be_patient(client)
+    return client
 
 
 def prepare_experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -311,6 +386,7 @@ def _client(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what it raises as well
     client = MlflowClient(tracking_uri=uri)
     client.search_experiments(max_results=1)  # opens the store, which creates or checks the database
     return client
@@ -319,7 +395,58 @@ def _client(uri: str) -> MlflowClient:
 def _lock(path: Path) -> contextlib.AbstractContextManager[Any]:
     from filelock import FileLock
 
-    return FileLock(f"{path}.lock", timeout=300)
+    return FileLock(f"{path}.lock", timeout=MIGRATION_PATIENCE)
+
+
+def _check_database(path: Path) -> None:
+    """Wait until nobody writes: mlflow itself would try a locked or damaged database ten times, for minutes."""
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=SQLITE_PATIENCE, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        raise DataError(f"The MLflow store {path} cannot be written to: {error}.") from error
+
+
+def _be_patient(client: MlflowClient) -> None:
+    """Let a locked database be waited for as long as we say: mlflow sets its own 20 s for every session."""
+    from sqlalchemy import event
+
+    engine = getattr(client._tracking_client.store, "engine", None)  # shared by all clients of a URI
+    if engine is not None and not event.contains(engine, "before_cursor_execute", _longer):
+        event.listen(engine, "before_cursor_execute", _longer, retval=True)
+
+
+def _longer(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+    if statement.startswith("PRAGMA busy_timeout"):
+        statement = f"PRAGMA busy_timeout = {_milliseconds(SQLITE_PATIENCE)};"
+    return statement, parameters
+
+
+def _save_model(model: LoggedModel, run_id: str, model_dir: Path, place: Path) -> None:
+    import mlflow
+    from mlflow.models import Model
+
+    quiet = logging.getLogger("mlflow.pyfunc")  # our models take two forms of image batch, which no signature describes
+    quiet.setLevel(logging.ERROR)
+    try:
+        mlflow.pyfunc.save_model(
+            path=str(place),
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                model_uuid=model.model_id,
+                run_id=run_id,
+                model_id=model.model_id,
+            ),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(model_dir)},
+            code_paths=[str(Path(__file__).resolve().parents[1])],
+            pip_requirements=model_requirements(),
+        )
+    finally:
+        quiet.setLevel(logging.NOTSET)
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
@@ -333,16 +460,12 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise error
+    if found.lifecycle_stage != "active":
+        raise ConfigError(
+            f'The experiment "{name}" was deleted in MLflow. Restore it (mlflow experiments restore --experiment-id '
+            f"{found.experiment_id}), or remove it for good (mlflow gc)."
+        )
     return str(found.experiment_id)
-
-
-def _logged_images(client: MlflowClient, run_id: str) -> set[tuple[str, int]]:
-    found = set()
-    for item in client.list_artifacts(run_id, "images"):
-        # mlflow names them images/<key with ~ (once #) for />+step+<n>+timestamp+...; + was once %.
-        if match := re.match(r"images/(.+?)[+%]step[+%](\d+)[+%]", item.path):
-            found.add((re.sub("[~#]", "/", match[1]), int(match[2])))
-    return found
 
 
 def _open_image(picture: NDArray[np.uint8] | Path) -> Any:
@@ -363,6 +486,10 @@ def _param_text(value: Any) -> str:
     return text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…"
 
 
+def _cell(value: Any) -> Any:
+    return finite(value) if isinstance(value, float) else value
+
+
 def _chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -379,4 +506,15 @@ def _relative(path: Path) -> str:
 
 def _shown_uri(uri: str) -> str:
     path = sqlite_path(uri)
-    return uri if path is None else f"{SQLITE}{_relative(path)}"
+    return mask_uri(uri) if path is None else f"{SQLITE}{_relative(path)}"
+
+
+def run_dir_of(run_id: str, uri: str | None = None) -> str | None:
+    """Return the directory that was noted with a run; None where the store has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = quiet_client(store_uri(uri, Path("runs"))).get_run(run_id).data.tags
+    except MlflowException:
+        return None
+    return tags.get("run_dir")

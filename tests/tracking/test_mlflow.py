@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import subprocess
 import sys
 import time
@@ -13,54 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_record import CONFIG, TAGS, fill, losses, picture, store_in
 from fake_summary import STREAM, fake_summary
 
 from medusa_cl.tracking import RunRecorder, clean_name, deliver, read_metrics
 from medusa_cl.tracking.mlflow import MLflowTracker, flat_params, quiet_client, store_uri
 
-CONFIG = {
-    "seed": 1,
-    "out": "/somewhere",
-    "resume": None,
-    "scenario": {"name": "rooms", "root": "/data", "image_size": [128, 160], "base": ["semseg", "depth"]},
-    "trainer": {"lr_head": 2e-3, "note": "x" * 7000},
-    "many": {f"key{i}": i for i in range(230)},
-}
-TAGS = {"strategy": "medusa", "scenario": "rooms", "backbone": "net", "seed": 1, "git": "abc123", "version": "0.1.0"}
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One migrated database: migrating takes seconds, copying does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    quiet_client(store_uri(f"sqlite:///{path}", path.parent))
-    return path
-
 
 @pytest.fixture
-def runs(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    shutil.copy(migrated, folder / "mlflow.db")
-    return folder
-
-
-def picture(value: int = 128) -> Any:
-    return np.full((12, 16, 3), value, np.uint8)
-
-
-def fill(recorder: RunRecorder) -> None:
-    """Everything a run records."""
-    recorder.start(CONFIG, TAGS)
-    recorder.dataset("rooms/train", "f" * 64, "rooms 400 at 128x160")
-    for step in range(5):
-        recorder.train(step, {"semseg": 1.0 / (step + 1), "depth": math.nan}, images_per_s=30.0)
-    for learnt in (2, 3):
-        recorder.evaluation(learnt, {"semseg": {"miou": 40.0 + learnt, "nothing": None}}, {"semseg": 0.0, "mean": 0.0})
-        recorder.predictions(learnt, {"semseg": [(picture(), None, picture(learnt))]})
-    recorder.panel(picture())
-    recorder.summary(fake_summary(), "after,semseg\nbase,47.3\n")
+    return store_in(tmp_path / "runs", tmp_path_factory)
 
 
 def finished(runs: Path, **options: Any) -> tuple[Any, MLflowTracker, Path]:
@@ -177,8 +139,8 @@ def test_a_failed_run_keeps_what_was_buffered(runs: Path) -> None:
     tracker = MLflowTracker("x", runs=runs)
     recorder = RunRecorder(runs / "a", tracker)
     recorder.start({}, {})
-    recorder.train(7, {"depth": 0.5})
-    recorder.fail()
+    losses(recorder, 7, {"depth": 0.5})
+    recorder.finish("FAILED")
     run = tracker.client.get_run(tracker.run_id)
     assert run.info.status == "FAILED" and run.data.metrics == {"train/depth_loss": 0.5}
 
@@ -221,9 +183,11 @@ def test_a_tracker_that_breaks_midway_is_dropped(tmp_path: Path, caplog: pytest.
 @pytest.mark.slow
 def test_processes_starting_together_on_a_missing_database_all_work(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from medusa_cl.tracking.mlflow import MLflowTracker; "
-        "t = MLflowTracker('x', uri='sqlite:///' + sys.argv[1] + '/mlflow.db'); "
-        "t.start({'a': 1}, {}, Path('run')); t.metrics({'b': 1.0}, 1); t.finish()"
+        "import os, sys; from pathlib import Path; from medusa_cl.tracking import RunRecorder; "
+        "from medusa_cl.tracking.mlflow import MLflowTracker; "
+        "r = RunRecorder(Path(sys.argv[1], str(os.getpid())), "
+        "MLflowTracker('x', uri='sqlite:///' + sys.argv[1] + '/mlflow.db')); "
+        "r.start({'a': 1}, {}); r.metrics({'b': 1.0}, 1); r.finish(); assert r.tracking"
     )
     start = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(start, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
@@ -232,7 +196,8 @@ def test_processes_starting_together_on_a_missing_database_all_work(tmp_path: Pa
     assert said == [(b"", b"")] * 3  # no migration chatter either
     client = quiet_client(store_uri(f"sqlite:///{tmp_path}/mlflow.db", tmp_path))
     [experiment] = client.search_experiments(filter_string="name = 'x'")
-    assert len(client.search_runs([experiment.experiment_id])) == 3
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.data.metrics for run in runs] == [{"b": 1.0}] * 3
 
 
 def test_the_model_is_logged_from_code_and_predicts(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,10 +257,10 @@ def test_the_hint_names_a_command_and_the_right_page(runs: Path, monkeypatch: py
 def test_the_record_is_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, clock=lambda: 5.0)
     recorder.start({}, {})
-    recorder.train(1, {"a": 1.0})
+    losses(recorder, 1, {"a": 1.0})
     state = recorder.state()
     whole = (tmp_path / "metrics.jsonl").read_bytes()
-    recorder.train(2, {"a": 2.0})
+    losses(recorder, 2, {"a": 2.0})
     RunRecorder(tmp_path).restore(state)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
     assert list(read_metrics(tmp_path)) == [{"step": 1, "time": 5.0, "values": {"train/a_loss": 1.0}}]
