@@ -25,6 +25,7 @@ SELECT = ("last", "val")  # which epoch's weights are kept; never by the test sp
 MEDUSA_HEAD = "medusa_cl.models.heads.MedusaHead"
 FOR_PEOPLE = ("name", "coupled", "together")  # keys of a configuration that are not arguments of what it makes
 CACHE_KEYS = ("cache_features", "cache_precision", "cache_dir")
+NO_MATTER = ("workers", "device", "processes", "distributed", "save_steps", "save_minutes")  # of trainer, to results
 # Strategies whose nets start from the backbone as it comes.
 AS_IT_COMES = ("medusa_cl.strategies.baselines.SingleTask",)
 
@@ -33,14 +34,18 @@ def check(cfg: DictConfig, start: Start | None = None) -> None:
     """Check what costs nothing to check, before anything slow."""
     from medusa_cl.models.execution import require_compiler
     from medusa_cl.models.multitask import PRECISIONS
+    from medusa_cl.strategies.finite import StepGuard
     from medusa_cl.strategies.plugins import LRSchedule
     from medusa_cl.strategies.references import check_names
 
     trainer = cfg.trainer
-    for key, least in {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1}.items():
+    counts = {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1, "save_steps": 1}
+    for key, least in counts.items():
         value = trainer[key]
         if value is not None and not (isinstance(value, int) and value >= least):
             raise ConfigError(f"Expected a whole number of at least {least} for trainer.{key}, but got {value}.")
+    if trainer.save_minutes is not None and not trainer.save_minutes > 0:
+        raise ConfigError(f"Expected trainer.save_minutes above 0, or null, but got {trainer.save_minutes}.")
     if trainer.batch_size % (world := distributed.world()):
         raise ConfigError(
             f"trainer.batch_size={trainer.batch_size} is the batch of all processes together, so it must be a multiple "
@@ -58,6 +63,7 @@ def check(cfg: DictConfig, start: Start | None = None) -> None:
     elif cfg.references not in ("auto", "none"):
         raise ConfigError(f'Expected references=auto, none or a list of names, but got "{cfg.references}".')
     LRSchedule(trainer.schedule)
+    StepGuard(trainer.on_nan)
     _check_strategy(cfg, start)
 
 
@@ -239,6 +245,17 @@ def loaded_model(cfg: DictConfig, start: Start, scenario: DenseScenario) -> Mult
     return model
 
 
+def resumed_model(cfg: DictConfig, saved: Mapping[str, Any], scenario: DenseScenario) -> MultiTaskModel:
+    """Make the model that a run had when it was saved, without the heads that were being learnt."""
+    from medusa_cl.checkpoint import build_model
+
+    model = build_model(saved["description"], scenario.tasks, head_factory(cfg.head))
+    model.precision = str(cfg.trainer.precision)
+    own = model.state_dict()
+    model.load_state_dict({name: value for name, value in saved["strategy"]["weights"].items() if name in own})
+    return model
+
+
 def strategy_factory(
     cfg: DictConfig, device: str, scenario: DenseScenario, bars: Any = None, of: Callable[..., Medusa] | None = None
 ) -> Callable[..., Medusa]:
@@ -249,7 +266,7 @@ def strategy_factory(
     from medusa_cl.strategies.ranks import EqualRanks
 
     trainer = cfg.trainer
-    keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers")
+    keys = ("lr_head", "lr_backbone", "batch_size", "epochs", "max_steps", "base_steps", "workers", "on_nan")
     common = {
         "optimizer": functools.partial(torch.optim.Adam, weight_decay=trainer.weight_decay, fused=True),
         **{key: trainer[key] for key in keys},
@@ -335,7 +352,7 @@ def dependencies(cfg: DictConfig, device: str, scenario: DenseScenario, weights_
         "augmentation": str(scenario.augmentation),
         "weights": weights_hash,
         "features": str(cfg.strategy.get("cache_precision", "32")),
-        "trainer": {k: v for k, v in trainer.items() if k not in ("workers", "device", "processes", "distributed")},
+        "trainer": {k: v for k, v in trainer.items() if k not in NO_MATTER},
         "ranks": distributed.world(),
         "seed": cfg.seed,
         "device": device,

@@ -30,6 +30,10 @@ class WeightsError(MedusaError):
     """Weights are not to be had, damaged, or belong to another backbone."""
 
 
+class SnapshotError(MedusaError):
+    """A checkpoint of a run is damaged, or does not fit the run."""
+
+
 class TaskError(MedusaError):
     """A task is learnt twice, unknown to the model, or missing from the data."""
 

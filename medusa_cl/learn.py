@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medusa_cl.checkpoint import describe
 from medusa_cl.data.loader import DenseDataset
+from medusa_cl.keeper import Keeper
 from medusa_cl.results import TaskMatrix
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ def learn(
     rows: Sequence[Mapping[str, float | None]] = (),
     learnt: Callable[[int, TaskMatrix, Scores], None] = lambda k, matrix, scores: None,
     seconds: dict[str, float] | None = None,
+    keeper: Keeper | None = None,
+    also: Callable[[], dict[str, Any]] = dict,
+    resumed: Mapping[str, Any] | None = None,
 ) -> TaskMatrix:
     """Learn a stream.
 
@@ -41,28 +46,107 @@ def learn(
         rows: The first rows of the matrix, where they are known already.
         learnt: Called after each experience with its number, the matrix so far and every metric of every task.
         seconds: Filled with the seconds of training by experience ("base", then the task) and of "evaluation".
+        keeper: Saves the run as it goes.
+        also: Returns what else is to be saved with it.
+        resumed: What was saved of this run before it stopped: it goes on from there. The strategy's model must be the
+            one that `description` in it tells of, with its weights.
 
     Returns:
         The primary metric of every task after every experience, on the test split.
     """
-    seconds = {} if seconds is None else seconds
-    matrix = TaskMatrix(scenario.groups, {name: task.higher_is_better for name, task in scenario.tasks.items()})
+    stream = _Stream(scenario, strategy, {} if seconds is None else seconds, keeper, also)
+    if resumed is not None:
+        rows = [*resumed["rows"], *rows[len(resumed["rows"]) :]]
+        stream.go_on(resumed)
     for k, experience in enumerate(scenario.train_stream):
-        if k >= start:
-            with timed(seconds, matrix.after[k]):
-                strategy.train(experience, eval_streams=[])
-        else:
-            strategy.adopt(experience)
-        if k < len(rows):
-            matrix.set_row(k, rows[k])
-            strategy.recall(rows[k])
+        if k < stream.experience:
+            stream.matrix.set_row(k, rows[k])
             continue
-        with timed(seconds, "evaluation"):
-            strategy.eval(scenario.test_stream[: k + 1])
-        scores = strategy.results
-        matrix.set_row(k, {name: scores[name][scenario.tasks[name].primary] for name in scores})
-        learnt(k, matrix, scores)
-    return matrix
+        if not stream.trained:
+            stream.train(experience, adopted=k < start)
+        if k < len(rows):
+            stream.matrix.set_row(k, rows[k])
+            strategy.recall(rows[k])
+        else:
+            learnt(k, stream.matrix, stream.evaluate())
+        stream.next()
+    return stream.matrix
+
+
+class _Stream:
+    """How far a stream has been learnt."""
+
+    def __init__(
+        self,
+        scenario: DenseScenario,
+        strategy: Medusa,
+        seconds: dict[str, float],
+        keeper: Keeper | None,
+        also: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.scenario, self.strategy, self.seconds, self.keeper, self.also = scenario, strategy, seconds, keeper, also
+        better = {name: task.higher_is_better for name, task in scenario.tasks.items()}
+        self.matrix = TaskMatrix(scenario.groups, better)
+        self.experience, self.trained = 0, False
+        self._since: tuple[str, float] | None = None
+
+    def go_on(self, resumed: Mapping[str, Any]) -> None:
+        self.experience, self.trained = resumed["experience"], resumed["trained"]
+        self.seconds |= resumed["seconds"]
+        self.strategy.resume(resumed["strategy"], list(self.scenario.train_stream))
+
+    def train(self, experience: Any, adopted: bool) -> None:
+        label = self.matrix.after[self.experience]
+        self._since = label, time.perf_counter()
+        self.strategy.each_step = self._step
+        if adopted:
+            self.strategy.adopt(experience)
+        else:
+            self.strategy.train(experience, eval_streams=[])
+            self.seconds |= self._spent()
+        self._since, self.trained = None, True
+        self._save(f"{label} learnt")
+
+    def evaluate(self) -> Scores:
+        k = self.experience
+        with timed(self.seconds, "evaluation"):
+            self.strategy.eval(self.scenario.test_stream[: k + 1])
+        scores = self.strategy.results
+        self.matrix.set_row(k, {name: scores[name][self.scenario.tasks[name].primary] for name in scores})
+        return scores
+
+    def next(self) -> None:
+        label = self.matrix.after[self.experience]
+        self.experience, self.trained = self.experience + 1, False
+        self._save(f"{label} evaluated")
+
+    def _spent(self) -> dict[str, float]:
+        if self._since is None:
+            return {}
+        label, since = self._since
+        return {label: self.seconds.get(label, 0.0) + time.perf_counter() - since}
+
+    def _step(self) -> None:
+        if self.keeper is not None:
+            place = f"{self.strategy.experience.name} step {self.strategy.steps_done}"
+            self.keeper.step(self.state, {"at": place})
+
+    def _save(self, place: str) -> None:
+        if self.keeper is not None:
+            self.keeper.boundary(self.state, {"at": place})
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to go on."""
+        strategy = self.strategy.state()
+        return {
+            "experience": self.experience,
+            "trained": self.trained,
+            "rows": [dict(row) for row in self.matrix.rows],
+            "seconds": {**self.seconds, **self._spent()},
+            "description": describe(self.strategy.model.model, without=strategy["learning"]),
+            "strategy": strategy,
+            **self.also(),
+        }
 
 
 @contextmanager

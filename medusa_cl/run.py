@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -25,7 +26,7 @@ import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from medusa_cl import __version__, distributed, rundir
+from medusa_cl import __version__, distributed, resume, rundir, stopping
 from medusa_cl.build import (
     MEDUSA_HEAD,
     arrange_found,
@@ -41,6 +42,7 @@ from medusa_cl.build import (
     new_model,
     plugins_of,
     resolve_device,
+    resumed_model,
     run_place,
     scenario_of,
     strategy_factory,
@@ -48,12 +50,14 @@ from medusa_cl.build import (
 )
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.configs.sweep import reported
-from medusa_cl.errors import ConfigError, DataError, MedusaError, MissingDataError, unknown
+from medusa_cl.errors import ConfigError, DataError, MedusaError, MissingDataError, SnapshotError, unknown
 
 if TYPE_CHECKING:
+    from medusa_cl.keeper import Keeper
     from medusa_cl.models.multitask import MultiTaskModel
     from medusa_cl.results import TaskMatrix
     from medusa_cl.scenarios.dense import DenseScenario
+    from medusa_cl.snapshot import Snapshot
     from medusa_cl.start import Start
     from medusa_cl.strategies.medusa import Medusa
     from medusa_cl.strategies.references import Recipe
@@ -71,13 +75,14 @@ ONE_BY_ONE = (
     "after the other, each by torchrun, or leave torchrun and trainer.distributed out."
 )
 LISTED = {"order": "listed", "held_out": None}  # the stream as it is written
+_STOP = stopping.StopRequest()
 
 
 def main() -> None:
     """Run the verb; errors a user can mend are one message and an exit status, not a traceback."""
     distributed.hush()
     several = distributed.launched() > 1
-    with distributed.ending_together() if several else nullcontext():
+    with distributed.ending_together() if several else stopping.listening(_STOP):
         try:
             check_overrides(sys.argv[1:])
         except MedusaError as error:
@@ -114,7 +119,50 @@ def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
         raise ConfigError("mode=study learns whole streams: leave extend= and remove= out.")
     if cfg.remove and not cfg.extend:
         raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
+    if cfg.resume:
+        return _resumed(cfg, overrides)
     return _study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
+
+
+def _resumed(cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Go on with a run that was stopped, and with those compared to it, each as far as it came."""
+    from medusa_cl.tracking.mlflow import run_dir_of
+
+    if _member() is not None:
+        raise ConfigError("A sweep (-m) cannot have resume=: go on with its runs one by one.")
+    folder, chosen = resume.find(str(cfg.resume), functools.partial(run_dir_of, uri=cfg.tracking.get("uri")))
+    theirs = _as_it_was(folder, cfg, overrides)
+    begun: Any = OmegaConf.load(folder / "overrides.yaml")
+    return _with_comparisons(theirs, [str(override) for override in begun], folder, chosen)
+
+
+def _as_it_was(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of a run that is to go on, with what may be set anew.
+
+    Raises:
+        SnapshotError: Something else was to be set to another value than the run has.
+    """
+    theirs: Any = OmegaConf.load(folder / "config.yaml")
+    keys = [override.split("=")[0].lstrip("+~") for override in overrides]
+    given = [
+        "trainer.distributed" if override == "trainer=ddp" else key
+        for key, override in zip(keys, overrides, strict=True)
+    ]
+    now = copy.deepcopy(cfg)
+    arrange_stream(now)
+    asked = [str(key) for key in theirs] if "experiment" in given else [key for key in given if key != "resume"]
+    was, wanted = ({key: _plain_value(one, key) for key in asked} for one in (theirs, now))
+    resume.check_same(was, wanted, folder)
+    for key in given:
+        if key != "resume" and any(key == free or key.startswith(f"{free}.") for free in resume.FREE):
+            OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+    theirs.resume = str(folder)
+    return cast(DictConfig, theirs)
+
+
+def _plain_value(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _join(cfg: DictConfig) -> None:
@@ -143,26 +191,37 @@ def _console() -> Any:
 
 
 def _fail(error: MedusaError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 
-def _with_comparisons(cfg: DictConfig, overrides: list[str]) -> float | None:
+def _with_comparisons(
+    cfg: DictConfig, overrides: list[str], folder: Path | None = None, chosen: Path | None = None
+) -> float | None:
     """Learn the run and those it is compared to, then report on each: references may be learnt beside all of them."""
-    first = learn_stream(cfg, overrides)
+    first = learn_stream(cfg, overrides, folder=folder, chosen=chosen)
     with first.references_beside():
-        learnt = [first]
-        for line in cfg.get("compare") or []:
-            same = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
-            chosen = [*same, *line.split(), "compare=[]"]
-            other = hydra.compose("config", chosen)
-            if begins_alike(other, cfg):
-                other.base = distributed.agreed(str(first.run_dir))
-            other.trainer.threads = cfg.trainer.threads
-            learnt.append(learn_stream(other, chosen))
-        summaries = [finish(run) for run in learnt]
+        others = [_learn_compared(first, cfg, overrides, line) for line in cfg.get("compare") or []]
+        summaries = [finish(run) for run in (first, *others)]
     objective = summaries[0]["objective"]
     return None if objective is None else float(objective)
+
+
+def _learn_compared(first: Run | Finished, cfg: DictConfig, overrides: Sequence[str], line: str) -> Run | Finished:
+    """Learn a run that is compared to the first one, or go on with it."""
+    same = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
+    chosen = [*same, *line.split(), "compare=[]"]
+    folder = distributed.agreed(resume.compared(first.run_dir).get(line))
+    if folder is not None and Path(folder).is_dir():
+        theirs: Any = OmegaConf.load(Path(folder) / "config.yaml")
+        for key in ("tracking", "trainer.device", "trainer.workers"):
+            OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+        return learn_stream(cast(DictConfig, theirs), chosen, folder=Path(folder))
+    other = hydra.compose("config", chosen)
+    if begins_alike(other, cfg):
+        other.base = distributed.agreed(str(first.run_dir))
+    other.trainer.threads = cfg.trainer.threads
+    return learn_stream(other, chosen, made_in=functools.partial(resume.note_compared, first.run_dir, line))
 
 
 def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
@@ -188,7 +247,7 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
         for number, (member, chosen) in enumerate(configs.items(), 1):
             console.rule(f"{number}/{len(configs)} {member.label}", style="dim", align="left")
             place = found[member]
-            note = kept.read(place) if isinstance(place, Path) else None
+            note = kept.read(place, sealed=True) if isinstance(place, Path) else None
             if isinstance(place, MedusaError):
                 outcome = study.Outcome(member, failure=str(place))
             elif note is not None:
@@ -199,10 +258,10 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
             comparison.outcomes.append(outcome)
             _write_study(comparison, folder)
         status = "FAILED" if any(o.failure for o in comparison.outcomes) else "FINISHED"
-    except KeyboardInterrupt:
+    except stopping.Stopped:
         status = "KILLED"
         console.print(f"Stopped. The same command goes on: {len(comparison.outcomes)} of {len(configs)} runs are kept.")
-        raise SystemExit(130) from None
+        raise
     finally:
         recorder.metrics(comparison.metrics(), 0)
         recorder.table(comparison.table(), "study")
@@ -253,15 +312,35 @@ def _groups_of(member: Member) -> list[str]:
 def _computed(cfg: DictConfig, member: Member, folder: Path, recorder: RunRecorder) -> Any:
     from medusa_cl.study import Outcome
 
-    cfg.out = str(folder / member.label)
-    cfg.overwrite = (folder / member.label / "overrides.yaml").is_file()  # of a run that was stopped
+    place = folder / member.label
+    cfg.out = str(place)
     if "parent" in cfg.tracking:
         cfg.tracking.parent = recorder.run_id
+    given = [*member.overrides, *member.arrangement, f"seed={member.seed}"]
     try:
-        summary = run(cfg, [*member.overrides, *member.arrangement, f"seed={member.seed}"])
+        if stopped := _goes_on(place, cfg):
+            summary = run(stopped, given, folder=place)
+        else:
+            cfg.overwrite = (place / "overrides.yaml").is_file()
+            summary = run(cfg, given)
     except (MedusaError, RuntimeError) as error:  # RuntimeError: torch is out of memory, for instance
         return Outcome(member, failure=str(error))
     return Outcome(member, summary, summary["run_dir"])
+
+
+def _goes_on(place: Path, cfg: DictConfig) -> DictConfig | None:
+    """Return the configuration of a member that was stopped, where it can go on as it is asked for now."""
+    if not (place / "config.yaml").is_file() or not any((place / resume.CHECKPOINTS).glob("[0-9]*")):
+        return None
+    theirs: Any = OmegaConf.load(place / "config.yaml")
+    now = copy.deepcopy(cfg)
+    arrange_stream(now)
+    try:
+        resume.check_same(_plain_config(theirs), _plain_config(now), place)
+    except MedusaError:
+        return None
+    theirs.tracking = cfg.tracking
+    return cast(DictConfig, theirs)
 
 
 def _study_folder(cfg: DictConfig, common: Sequence[str]) -> Path:
@@ -316,12 +395,13 @@ def _write_study(comparison: Study, folder: Path) -> None:
     (folder / "study.md").write_text(markdown(report), encoding="utf-8")
 
 
-def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def run(cfg: DictConfig, overrides: Sequence[str] = (), *, folder: Path | None = None) -> dict[str, Any]:
     """Learn the stream that a configuration describes, and report.
 
     Args:
         cfg: The composed configuration.
         overrides: What it was composed of, for the record.
+        folder: The directory of a run with this configuration that was stopped, to go on with it.
 
     Returns:
         The summary, with "run_dir" and "objective", the number that a sweep maximises: the mean transfer.
@@ -329,9 +409,27 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         MedusaError: Something about configuration, data, weights or training that the message says how to mend.
     """
-    learnt = learn_stream(cfg, overrides)
+    learnt = learn_stream(cfg, overrides, folder=folder)
     with learnt.references_beside():
         return finish(learnt)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was finished before."""
+
+    run_dir: Path
+    console: Any
+
+    def references_beside(self) -> ExitStack:
+        """Return a context in which nothing is to be ended."""
+        return ExitStack()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was found."""
+        found: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text(encoding="utf-8"))
+        return found
 
 
 @dataclass
@@ -356,6 +454,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     beside: Any = None
     frozen: bool = False
+    saved: Snapshot | None = None
+    again: bool = False
 
     def references_beside(self) -> ExitStack:
         """Return a context that ends the process which learns references, should it still run."""
@@ -365,49 +465,139 @@ class Run:
         return stack
 
 
-def learn_stream(cfg: DictConfig, overrides: Sequence[str] = ()) -> Run:
-    """Set a run up, cheap checks first, and learn its stream."""
+def learn_stream(
+    cfg: DictConfig,
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    chosen: Path | None = None,
+    made_in: Callable[[Path], None] = lambda run_dir: None,
+) -> Run | Finished:
+    """Set a run up, cheap checks first, and learn its stream.
+
+    Args:
+        cfg: The configuration.
+        overrides: What it was composed of.
+        folder: The directory of a run that was stopped and is to go on; `cfg` is its configuration then.
+        chosen: The checkpoint to go on from; the newest one by default.
+        made_in: Called with the run directory once it is made.
+    """
     import torch
 
     from medusa_cl.learn import timed
-    from medusa_cl.start import from_base
 
+    if folder is not None and distributed.decided(functools.partial(_is_finished, folder)):
+        return Finished(folder, _console())
     stages: dict[str, float] = {}
     with timed(stages, "set-up"):
-        start: Start | None = None
-        if cfg.extend:
-            cfg, start = distributed.decided(functools.partial(_extended, cfg, overrides))
-        elif cfg.base not in (None, "auto"):
-            start = distributed.decided(functools.partial(from_base, cfg.base))
+        saved = None if folder is None else distributed.decided(functools.partial(_saved, cfg, folder, chosen))
+        cfg, start = _start(cfg, overrides, folder, saved)
         device = resolve_device(cfg.trainer.device)
         torch.set_num_threads(int(cfg.trainer.threads))
-        check(cfg, start)
-        arrange_stream(cfg)
-        with _run_dir(cfg) as run_dir:
-            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-            OmegaConf.save(OmegaConf.create(list(overrides)), run_dir / "overrides.yaml")
-            made = _set_up(cfg, device, run_dir, start, _console(), stages)
+        check(cfg, start if saved is None else None)
+        if folder is None:
+            arrange_stream(cfg)
+        with _run_dir(cfg, folder) as run_dir:
+            if folder is None:
+                _write_config(cfg, overrides, run_dir)
+                made_in(run_dir)
+            made = _set_up(cfg, device, run_dir, start, _console(), stages, saved)
+            made.again = folder is not None
     stages["set-up"] -= stages["data"]
     with _closing(made):
         _learn(made)
     return made
 
 
-def _run_dir(cfg: DictConfig) -> AbstractContextManager[Path]:
-    if distributed.is_main():
-        return rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg))
-    return rundir.unseen()
+def _is_finished(folder: Path) -> bool:
+    """Return whether nothing is left to do for a run, nor to be told to its tracker."""
+    from medusa_cl.tracking import TRACKING_FILE
+
+    note = _read_json(folder / TRACKING_FILE)
+    return (folder / "summary.json").is_file() and note.get("status") == "FINISHED"
 
 
-def finish(made: Run) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _saved(cfg: DictConfig, folder: Path, chosen: Path | None) -> Snapshot | None:
+    """Read what a run was when it stopped; None where nothing was saved yet.
+
+    Raises:
+        SnapshotError: It is damaged, of another configuration, or of another number of processes.
+    """
+    from medusa_cl import snapshot
+
+    found = snapshot.read(chosen) if chosen is not None else snapshot.newest(folder / resume.CHECKPOINTS)
+    if found is not None:
+        resume.check_same(found.tree["config"], _plain_config(cfg), folder)
+        if found.tree["world"] != distributed.world():
+            raise SnapshotError(
+                f"{folder} was learnt by {found.tree['world']} processes, but {distributed.world()} are to go on with "
+                "it. Start as many as before."
+            )
+    return found
+
+
+def _start(
+    cfg: DictConfig, overrides: Sequence[str], folder: Path | None, saved: Snapshot | None
+) -> tuple[DictConfig, Start | None]:
+    """Return where a run starts, with the configuration that it has because of that."""
+    from medusa_cl.start import Start, from_base, from_run
+
+    if saved is not None:
+        return cfg, Start.from_plain(saved.tree["start"]) if saved.tree["start"] else None
+    if cfg.extend and folder is None:
+        return distributed.decided(functools.partial(_extended, cfg, overrides))
+    if cfg.extend:
+        return cfg, distributed.decided(functools.partial(from_run, Path(cfg.extend), cfg.remove))
+    if cfg.base not in (None, "auto"):
+        return cfg, distributed.decided(functools.partial(from_base, cfg.base))
+    return cfg, None
+
+
+def _run_dir(cfg: DictConfig, folder: Path | None) -> AbstractContextManager[Path]:
+    if not distributed.is_main():
+        return rundir.unseen()
+    if folder is not None:
+        return nullcontext(folder)
+    return rundir.made(cfg.out, cfg.overwrite, str(cfg.scenario.name), _stem(cfg))
+
+
+def _write_config(cfg: DictConfig, overrides: Sequence[str], run_dir: Path) -> None:
+    """Write what is asked for; secrets of a tracking URI stay out of it."""
+    from medusa_cl.tracking.secrets import masked
+
+    OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(cfg, resolve=True))), run_dir / "config.yaml")
+    OmegaConf.save(OmegaConf.create(masked(list(overrides))), run_dir / "overrides.yaml")
+
+
+def _plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain data, without where it is recorded, which may hold secrets."""
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {str(key): value for key, value in content.items() if key != "tracking"}
+
+
+def finish(made: Run | Finished) -> dict[str, Any]:
     """Compare a learnt run with its references, write its summary and show it."""
+    from medusa_cl.snapshot import drop_older
     from medusa_cl.tracking.console import report
 
+    if isinstance(made, Finished):
+        summary = made.summary
+        made.console.print(report(summary, made.run_dir))
+        return summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)}
     if not distributed.is_main():
         return _finish_beside(made)
     with _closing(made):
         summary = _summary(made)
     made.recorder.finish()
+    drop_older(made.run_dir / resume.CHECKPOINTS, keep=1)
     _keep_run(made, summary)
     made.console.print(report(summary, made.run_dir, made.recorder.ui_line()))
     return distributed.agreed(summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)})
@@ -428,31 +618,52 @@ def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
 
     if not made.cfg.extend and (made.start is None or made.base_place is not None):
         place = run_place(made.cfg, made.scenario, made.reference_key)
-        note = kept.read(place)
+        note = kept.read(place, sealed=True)
         if note is None or not (Path(note["run_dir"]) / "summary.json").is_file():  # the first of equal runs stands
             kept.write(place, {"run_dir": str(made.run_dir), "summary": summary})
 
 
 @contextmanager
 def _closing(made: Run) -> Iterator[None]:
-    """Close what is open should the block fail: the record is valid as far as it goes.
+    """Close what is open should the block fail: the record is valid as far as it goes, and the run can go on.
 
     Raises:
         DataError: The disk is full.
+        TrainingError: There is not enough memory.
     """
+    from medusa_cl.memory import advising_on_memory
+
+    trainer = made.cfg.trainer
+    asked = {f"trainer.{key}": trainer[key] for key in ("batch_size", "precision", "workers")}
     try:
-        yield
+        with advising_on_memory(asked):
+            yield
     except BaseException as error:
         made.bars.close()
         if made.beside is not None:
             made.beside.terminate()
+        stopped = isinstance(error, KeyboardInterrupt | stopping.Stopped)
         with suppress(OSError):
-            made.recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            made.recorder.finish("KILLED" if stopped else "FAILED")
         if not distributed.is_main():
             shutil.rmtree(made.run_dir, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DataError(f"{error.strerror}, in {made.run_dir}. Free some and run again.") from error
+            full = DataError(f"{error.strerror}, in {made.run_dir}. Free some.")
+            full.add_note(_how_to_go_on(made))
+            raise full from error
+        if stopped:
+            made.console.print(f"Stopped. {_how_to_go_on(made)}", markup=False, soft_wrap=True)
+        else:
+            error.add_note(_how_to_go_on(made))
         raise
+
+
+def _how_to_go_on(made: Run) -> str:
+    from medusa_cl import snapshot
+
+    there = snapshot.every(made.run_dir / resume.CHECKPOINTS)
+    where = f"from {there[-1].name}" if there else "from the beginning, as nothing was saved yet"
+    return f"To go on {where}: {resume.line(made.run_dir)}"
 
 
 # ---------------------------------------------------------------- checks and names
@@ -507,7 +718,13 @@ def _member() -> int | None:
 
 
 def _set_up(
-    cfg: DictConfig, device: str, run_dir: Path, start: Start | None, console: Any, stages: dict[str, float]
+    cfg: DictConfig,
+    device: str,
+    run_dir: Path,
+    start: Start | None,
+    console: Any,
+    stages: dict[str, float],
+    saved: Snapshot | None = None,
 ) -> Run:
     import torch
 
@@ -520,7 +737,7 @@ def _set_up(
     threads = f"{cfg.trainer.threads} thread{'s' * (cfg.trainer.threads > 1)}"
     on = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {threads}"
     on = on if distributed.world() == 1 else f"{distributed.world()} processes, each on {on}"
-    console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start)))
+    console.print(header(f"medusa_cl {__version__} on {on}", _facts(cfg, start, saved)))
     with timed(stages, "data"), distributed.first_on_machine():
         scenario = scenario_of(cfg, console)
     arrange_found(cfg, scenario)
@@ -531,12 +748,20 @@ def _set_up(
             f"{'scenario.val_fraction=0.1' if 'val_fraction' in cfg.scenario else 'scenario.val_size=20'}, "
             "or trainer.select=last."
         )
+    if saved is not None:
+        _check_data(saved, scenario, run_dir)
     with distributed.first_on_machine():
-        model = new_model(cfg) if start is None else loaded_model(cfg, start, scenario)
-    weights_hash = (start and start.weights_hash) or model.backbone.weights_hash()
+        if saved is not None:
+            model = resumed_model(cfg, saved.tree, scenario)
+        else:
+            model = new_model(cfg) if start is None else loaded_model(cfg, start, scenario)
+    known = saved.tree["weights_hash"] if saved is not None else start and start.weights_hash
+    weights_hash = known or model.backbone.weights_hash()
     key = dependencies(cfg, device, scenario, weights_hash)
     place = base_place(cfg, scenario, key) if start is None and cfg.base == "auto" else None
-    if place is not None and (start := distributed.agreed(from_kept(place))) is not None:
+    if saved is not None:
+        place = saved.tree["base_place"] and Path(saved.tree["base_place"])
+    elif place is not None and (start := distributed.agreed(from_kept(place))) is not None:
         console.print(f"base: {start.said}")
         model = loaded_model(cfg, start, scenario)
     bars = Progress(functools.partial(progress, console=console), functools.partial(console.print, markup=False))
@@ -555,13 +780,23 @@ def _set_up(
         weights_hash=weights_hash,
         reference_key=key,
         stages=stages,
+        saved=saved,
     )
     if cfg.trainer.processes > 1 and _reference_names(made):
         made.beside = _learn_references_beside(made)
     return made
 
 
-def _facts(cfg: DictConfig, start: Start | None) -> dict[str, Any]:
+def _check_data(saved: Snapshot, scenario: DenseScenario, run_dir: Path) -> None:
+    changed = [split for split, digest in scenario.content_hash.items() if saved.tree["data"].get(split) != digest]
+    if changed:
+        raise DataError(
+            f"The data of {run_dir} has changed since it was stopped ({', '.join(changed)}), so what is still to be "
+            "learnt would not fit what was. Put the data back, or learn anew in another directory."
+        )
+
+
+def _facts(cfg: DictConfig, start: Start | None, saved: Snapshot | None) -> dict[str, Any]:
     base_tasks, new_tasks = (", ".join(cfg.scenario.get(part) or ()) for part in ("base", "stream"))
     stream = f": {base_tasks}, then {new_tasks}" if base_tasks and new_tasks else ""
     composed = " + ".join([cfg.strategy.name, *cfg.plugins])
@@ -578,6 +813,7 @@ def _facts(cfg: DictConfig, start: Start | None) -> dict[str, Any]:
         "model": f"{cfg.backbone.name}, head {cfg.head.name}",
         "length": f"{length}, batch {trainer.batch_size}",
         "base": None if start is None else start.said,
+        "resumes": None if saved is None else f"{saved.folder.parent.parent}, from {saved.about['at']}",
     }
 
 
@@ -601,6 +837,9 @@ def _learn(made: Run) -> None:
     cfg, recorder, scenario = made.cfg, made.recorder, made.scenario
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    saved = made.saved.tree if made.saved is not None else None
+    if made.again and distributed.is_main():
+        recorder.restore(saved and saved["record"])
     recorder.start({str(k): v for k, v in config.items()}, _tags(made))
     for split, digest in scenario.content_hash.items():
         recorder.dataset(f"{scenario.name}-{split}", digest, str(getattr(scenario.data[split], "path", split)))
@@ -609,12 +848,51 @@ def _learn(made: Run) -> None:
     made.frozen = not strategy.medusa.shared_trainable
     start, row = made.start, functools.partial(_record, made)
     experiences, rows = (0, ()) if start is None else (start.experiences, start.rows)
-    made.matrix = learn(scenario, strategy, start=experiences, rows=rows, learnt=row, seconds=made.seconds)
+    made.matrix = learn(
+        scenario,
+        strategy,
+        start=experiences,
+        rows=rows,
+        learnt=row,
+        seconds=made.seconds,
+        keeper=_keeper(made, strategy),
+        also=functools.partial(_also_saved, made),
+        resumed=saved,
+    )
+    made.saved = None  # it takes as much memory as the model and more
     made.stages |= made.seconds
     if start is not None and len(start.rows) == len(scenario.groups):
         _record(made, made.matrix.last, made.matrix, {})  # nothing was learnt, so nothing was recorded yet
     if cfg.extend and (base := Path(cfg.extend) / rundir.BASE).is_dir():
         shutil.copytree(base, made.run_dir / rundir.BASE, dirs_exist_ok=True)
+
+
+def _keeper(made: Run, strategy: Medusa) -> Keeper | None:
+    """Return what saves the run; None where a plugin could not be put back to where it was."""
+    from medusa_cl.keeper import Keeper
+    from medusa_cl.strategies.state import lacking
+
+    if missing := lacking(strategy):
+        why = "; ".join(f"{plugin}: {reason}" for plugin, reason in missing.items())
+        made.console.print(f"No checkpoints are kept, for this run could not go on from one: {why}.", markup=False)
+        return None
+    trainer, say = made.cfg.trainer, functools.partial(made.console.print, markup=False)
+    _STOP.say = say
+    folder = made.run_dir / resume.CHECKPOINTS
+    return Keeper(folder, steps=trainer.save_steps, minutes=trainer.save_minutes, stop=_STOP, say=say)
+
+
+def _also_saved(made: Run) -> dict[str, Any]:
+    """Return what is saved of a run besides what was learnt."""
+    return {
+        "config": _plain_config(made.cfg),
+        "world": distributed.world(),
+        "start": None if made.start is None else made.start.plain(),
+        "base_place": made.base_place and str(made.base_place),
+        "weights_hash": made.weights_hash,
+        "data": dict(made.scenario.content_hash),
+        "record": made.recorder.state(),
+    }
 
 
 def _tags(made: Run) -> dict[str, Any]:
@@ -722,6 +1000,8 @@ def _references_beside(config: Any, device: str, key: Mapping[str, Any], names: 
 
     from medusa_cl.strategies.references import reference_values
 
+    stopping.deaf()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which it is ended with the run
     cfg = OmegaConf.create(config)
     torch.set_num_threads(int(cfg.trainer.threads))
     reference_values(_recipe(cfg, device, scenario_of(cfg), key), names)

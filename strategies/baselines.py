@@ -35,7 +35,8 @@ class SingleTask(Medusa):
         """Train the net of each task alone, also where an experience brings several."""
         for experience in [experiences] if isinstance(experiences, DenseExperience) else experiences:
             for name in experience.tasks:
-                self._train_net(experience, name, eval_streams, **kwargs)
+                if experience.alone(name).name not in self.done:  # a run that goes on may have some
+                    self._train_net(experience, name, eval_streams, **kwargs)
 
     def _train_net(self, experience: DenseExperience, name: str, eval_streams: Any, **kwargs: Any) -> None:
         label, known = experience.task_label, self.model.tasks_of

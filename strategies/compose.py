@@ -197,8 +197,8 @@ MENDS = {
     "SynapticIntelligencePlugin": "mend_synaptic",
     "MASPlugin": "mend_aware",
     "ReplayPlugin": "mend_replay",
-    "AGEMPlugin": "mend_projection",
-    "GEMPlugin": "mend_projection",
+    "AGEMPlugin": "mend_agem",
+    "GEMPlugin": "mend_gem",
 }
 FROM_THE_LAST = ("ReplayPlugin", "AGEMPlugin", "GEMPlugin", "DenseLwF", "FeatureDistillation")
 VERDICTS: Mapping[str, Verdict] = {verdict.name: verdict for verdict in _all()}

@@ -158,9 +158,9 @@ class DenseLwF(SupervisedPlugin):
             return {}
         return {"tasks": list(self.teacher.tasks), "weights": self.teacher.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any], model: DenseModule) -> None:
-        """Take the weights of `state_dict` for the teacher of a model that has its heads, and perhaps newer ones."""
-        self.teacher = _frozen_copy(model.model) if state else None
+    def restore(self, state: Mapping[str, Any], strategy: Any, experiences: Sequence[Any]) -> None:
+        """Take what `state_dict` returned for a teacher like the strategy's model, which may have newer heads too."""
+        self.teacher = _frozen_copy(strategy.model.model) if state else None
         if self.teacher is not None:
             for name in self.teacher.tasks.keys() - state["tasks"]:
                 self.teacher.remove_head(name)
@@ -234,9 +234,9 @@ class FeatureDistillation(SupervisedPlugin):
         """Return the teacher's weights."""
         return {} if self.teacher is None else {"weights": self.teacher.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any], model: DenseModule) -> None:
-        """Take the weights of `state_dict` for the teacher of a model with the same backbone."""
-        self.teacher = _featurizer(model.model) if state else None
+    def restore(self, state: Mapping[str, Any], strategy: Any, experiences: Sequence[Any]) -> None:
+        """Take the weights of `state_dict` for a teacher like the strategy's backbone."""
+        self.teacher = _featurizer(strategy.model.model) if state else None
         if self.teacher is not None:
             self.teacher.load_state_dict(state["weights"])
 
@@ -381,17 +381,15 @@ class DenseDER(SupervisedPlugin):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered, as plain data and tensors."""
-        return {"buffer": [kept._asdict() for kept in self.buffer], "variance": dict(self.variance)}
+        buffer = [kept._asdict() for kept in self.buffer]
+        return {"buffer": buffer, "variance": dict(self.variance), "step": self._step}
 
-    def load_state_dict(self, state: Mapping[str, Any], experiences: Sequence[Any]) -> None:
-        """Remember what `state_dict` returned.
-
-        Args:
-            state: That.
-            experiences: The training experiences that it may have samples of.
-        """
+    def restore(self, state: Mapping[str, Any], strategy: Any, experiences: Sequence[Any]) -> None:
+        """Remember what `state_dict` returned; the images are those of the training experiences given."""
+        self.variance, self._step = dict(state["variance"]), state["step"]
+        usable = {(kept.label, kept.position) for kept in self._usable}
         self.buffer = [Remembered(**kept) for kept in state["buffer"]]
-        self.variance = dict(state["variance"])
+        self._usable = [kept for kept in self.buffer if (kept.label, kept.position) in usable]  # not to hold both
         for experience in experiences:
             label = experience.task_label
             self._datasets[label] = DenseDataset(experience.source, experience.tasks, label)

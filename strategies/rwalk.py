@@ -37,6 +37,7 @@ class RWalk(RWalkPlugin):
 
     exp_scores: Values | None
     iter_importance: Values | None
+    iter_grad: Values
 
     def __init__(self, ewc_lambda: float = 0.1, ewc_alpha: float = 0.9, delta_t: int = 10) -> None:
         if not 0 <= ewc_alpha <= 1 or delta_t < 1 or ewc_lambda < 0:
@@ -46,6 +47,7 @@ class RWalk(RWalkPlugin):
             )
         super().__init__(ewc_lambda, ewc_alpha, delta_t)
         self._steps = 0
+        self._before: Values | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start every parameter's path here, where new heads are already there."""
@@ -67,9 +69,13 @@ class RWalk(RWalkPlugin):
         strategy.model.train(training)
 
     def _update_importance(self, strategy: Any) -> None:
-        before = self.iter_importance or {}
+        self._before = self.iter_importance
         super()._update_importance(strategy)
-        self.iter_importance = before | (self.iter_importance or {})
+        self.iter_importance = (self._before or {}) | (self.iter_importance or {})
+
+    def undo_step(self, strategy: Any) -> None:
+        """Forget the gradients of a step that was left out, as they may be NaN."""
+        self.iter_importance, self.iter_grad = self._before, {}
 
     def _is_checkpoint_iter(self, strategy: Any) -> bool:
         return bool(self._steps % self.delta_t == 0)
@@ -87,20 +93,10 @@ class RWalk(RWalkPlugin):
         self.exp_scores = {key: _average(before.get(key), score) for key, score in self.checkpoint_scores.items()}
         self.exp_importance = dict(self.iter_importance or {})
         self.exp_params = copy_params_dict(strategy.model)
-        known = self.exp_scores.keys() & self.exp_importance.keys()
+        known = [key for key in self.exp_scores if key in self.exp_importance]
         importance = _scaled({key: self.exp_importance[key].data for key in known})
         scores = _scaled({key: self.exp_scores[key].data.relu() for key in known})
         self.exp_penalties = {key: _param(key, importance[key] + scores[key]) for key in known}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is known at the end of an experience, as tensors by parameter name."""
-        found = {name: getattr(self, name) or {} for name in KEPT}
-        return {name: {key: value.data for key, value in known.items()} for name, known in found.items()}
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `state_dict` returned."""
-        for name in KEPT:
-            setattr(self, name, {key: _param(key, value) for key, value in state[name].items()} or None)
 
 
 def _param(key: str, value: Tensor) -> ParamData:

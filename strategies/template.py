@@ -7,6 +7,7 @@ and the optimizer is rebuilt over the trainable parameters for every experience.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.optim import Adam, Optimizer
 
 from medusa_cl.batch import Entry, Features, TaskBatch
 from medusa_cl.data.features import at_a_time, in_batches_of
-from medusa_cl.data.loader import DenseDataset, DenseLoader, FeatureSource
+from medusa_cl.data.loader import DenseDataset, DenseLoader, FeatureSource, without_images
 from medusa_cl.distributed import average_gradients, shard, summed, world
 from medusa_cl.errors import TaskError, TrainingError
 from medusa_cl.losses import at_size
@@ -29,6 +30,8 @@ from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.randomness import seeded
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
 from medusa_cl.strategies.evaluation import OURS, TaskMatrixMetric, TrainingMetrics, dense_evaluator
+from medusa_cl.strategies.finite import StepGuard, all_finite
+from medusa_cl.strategies.state import restore, state_of
 from medusa_cl.tasks import DenseTask
 
 LOOK_EVERY = 10
@@ -338,6 +341,35 @@ def rebuild_optimizer(optimizer: Optimizer, groups: Iterable[dict[str, Any]]) ->
         group.setdefault("initial_lr", optimizer.param_groups[-1]["lr"])
 
 
+def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
+    """Return what an optimizer remembers by name of parameter, and the options of its groups in order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    memory = {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return {"memory": memory, "groups": groups}
+
+
+def restore_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Let an optimizer with the same groups of the same parameters remember what `optimizer_state` returned."""
+    known, on_device = dict(model.named_parameters()), set[int]()
+    for group, options in zip(optimizer.param_groups, state["groups"], strict=True):
+        group.update(options)
+        if group.get("fused") or group.get("capturable"):  # their count of steps is where the parameter is
+            on_device.update(map(id, group["params"]))
+    for name, memory in state["memory"].items():
+        parameter = known[name]
+        remembered = {key: _memory_of(parameter, value, id(parameter) in on_device) for key, value in memory.items()}
+        optimizer.state[parameter] = remembered
+
+
+def _memory_of(parameter: nn.Parameter, value: Any, on_device: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() and value.shape == parameter.shape:  # laid out as the parameter is, on which fused kernels rely
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return value.to(parameter.device, copy=True) if on_device else value.clone()
+
+
 class DenseTemplate(SupervisedTemplate):
     """Avalanche's `SupervisedTemplate` for dense tasks.
 
@@ -356,9 +388,17 @@ class DenseTemplate(SupervisedTemplate):
         plugins: Avalanche plugins, in the order in which they are called.
         evaluator: Metrics and loggers; by default every dense metric and no logger.
         eval_every: Epochs between two evaluations of the `eval_streams` given to `train`; -1 for none.
+        on_nan: What becomes of a step whose loss or gradient is NaN or infinite: "stop" ends training, "skip" leaves
+            the step out (see `finite`). On CUDA "skip" waits for the device at every step, "stop" at every tenth.
+
+    Attributes:
+        guard: The `StepGuard`; counts what was left out.
+        done: Names of the experiences that have been learnt, or adopted.
+        each_step: Called when a step is over, with all its plugins: `state` may be taken then.
     """
 
     model: DenseModule
+    dataloader: Iterable[Any]
 
     def __init__(
         self,
@@ -377,6 +417,7 @@ class DenseTemplate(SupervisedTemplate):
         plugins: Sequence[Any] = (),
         evaluator: EvaluationPlugin | None = None,
         eval_every: int = -1,
+        on_nan: str = "stop",
     ) -> None:
         module = DenseModule(model, seed=seed, batch_size=batch_size)
         super().__init__(
@@ -393,10 +434,14 @@ class DenseTemplate(SupervisedTemplate):
         )
         self.epochs, self.max_steps, self.base_steps = epochs, max_steps, base_steps
         self.seed, self.workers, self.lr_head, self.lr_backbone = seed, workers, lr_head, lr_backbone
+        self.guard = StepGuard(on_nan)
         self.mb_losses: dict[str, Tensor] = {}
         self.total_steps = 0
         self._step = self._adopted_steps = 0
         self._adopting = False
+        self.done: list[str] = []
+        self.each_step: Callable[[], None] = lambda: None
+        self._resumed: Mapping[str, Any] | None = None
         self.model.to(self.device)
 
     @property
@@ -436,6 +481,81 @@ class DenseTemplate(SupervisedTemplate):
             if isinstance(metric, TaskMatrixMetric):
                 metric.recall(self.model, row)
 
+    def state(self) -> dict[str, Any]:
+        """Return all that decides how training goes on: between two steps, two experiences, or before the first.
+
+        Returns:
+            Plain data and tensors, which are those in use: a later step changes them.
+        """
+        learning = self.experience if self.is_training else None
+        return {
+            "done": list(self.done),
+            "learning": [] if learning is None else list(learning.tasks),
+            "place": {} if learning is None else self._place(),
+            "tasks_of": {label: list(names) for label, names in self.model.tasks_of.items()},
+            "weights": self.model.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.model) if learning is not None else {},
+            "plugins": state_of(self),
+            "guard": self.guard.state_dict(),
+        }
+
+    def _place(self) -> dict[str, Any]:
+        loader: Any = self.dataloader
+        epoch, batch = loader.position
+        return {"epoch": epoch, "batch": batch, "step": self._step, "stopping": self._stop_training}
+
+    def resume(self, state: Mapping[str, Any], experiences: Sequence[DenseExperience]) -> None:
+        """Be where another strategy like this one was when its state was taken.
+
+        The model must have the heads of what was learnt, with their weights. Where an experience was being learnt,
+        `train` with it goes on after the last step taken.
+
+        Args:
+            state: What `state` returned.
+            experiences: The stream it is trained on.
+        """
+        learning = state["learning"]
+        self.done = list(state["done"])
+        known = {label: [name for name in names if name not in learning] for label, names in state["tasks_of"].items()}
+        self.model.tasks_of = {label: tuple(names) for label, names in known.items() if names}
+        restore(self, state["plugins"], experiences)
+        self.guard.load_state_dict(state["guard"])
+        self._resumed, self._stream = (state if learning else None), experiences
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        """Set the experience up; where it was begun already, put everything back to where it was after that."""
+        super()._before_training_exp(**kwargs)
+        state = self._resumed
+        if state is None:
+            return
+        loader: Any = self.dataloader
+        self.model.load_state_dict(state["weights"])
+        restore_optimizer(self.optimizer, self.model, state["optimizer"])
+        restore(self, state["plugins"], self._stream)
+        place = state["place"]
+        loader.go_to(place["epoch"], place["batch"])
+        self._step, self._stop_training = place["step"], place["stopping"]
+
+    def _train_exp(self, experience: DenseExperience, eval_streams: Any = None, **kwargs: Any) -> None:
+        """Go through the epochs, as Avalanche does; the first one may have been begun."""
+        begun = self._resumed is not None
+        first = self._resumed["place"]["epoch"] if self._resumed is not None else 0
+        self._resumed = None
+        for _ in range(first, self.train_epochs):
+            if not begun:
+                self._before_training_epoch(**kwargs)
+                if self._stop_training:
+                    self._stop_training = False
+                    break
+            begun = False
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+
+    @property
+    def steps_done(self) -> int:
+        """How many steps of the experience have been taken."""
+        return self._step
+
     def _count(self, steps: int) -> None:
         """Number the steps of training over the whole stream, also over what was loaded."""
         for metric in self.evaluator.metrics:
@@ -451,6 +571,7 @@ class DenseTemplate(SupervisedTemplate):
         self._count(self._adopted_steps)
         with seeded("buffers", self.seed, self.experience.task_label):
             super()._after_training_exp(**kwargs)
+        self.done.append(self.experience.name)
 
     def make_train_dataloader(self, features: FeatureSource | None = None, **kwargs: Any) -> None:
         """Load by counters (see `medusa_cl.data.loader`); steps = min(max_steps, epochs x batches)."""
@@ -469,6 +590,7 @@ class DenseTemplate(SupervisedTemplate):
         self._step += 1
         if self._step >= self.total_steps:
             self.stop_training()
+        self.each_step()
 
     @property
     def evaluated_together(self) -> dict[str, DenseTask]:
@@ -547,30 +669,94 @@ class DenseTemplate(SupervisedTemplate):
         loss: Tensor = self._criterion.sum(terms, self.mb_output.device)
         return loss
 
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        """Keep what the step may change before its numbers are known to be finite."""
+        self.guard.begin(self.model)
+        super()._before_training_iteration(**kwargs)
+
     def backward(self) -> None:
-        """Run the backward pass of a finite loss; gradients are then the mean over ranks.
+        """Run the backward pass of a finite loss; gradients are then the mean over ranks, and finite.
 
         Raises:
-            TrainingError: The loss is NaN or infinite.
+            TrainingError: The loss or a gradient is NaN or infinite, and such steps are not left out.
         """
         last = self._step + 1 == self.total_steps
-        due = self.device.type == "cpu" or last or self._step % LOOK_EVERY == 0
-        if due and not torch.isfinite(self.loss):
-            raise TrainingError(self._not_finite())
+        due = self.guard.skips or self.device.type == "cpu" or last or self._step % LOOK_EVERY == 0
+        if due and self._refuses(self.loss):
+            return
         if self.loss.requires_grad or world() == 1:  # a rank whose share has no target has nothing to go back through
             super().backward()
-        average_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
+        average_gradients(self._optimized)
+        if due:
+            self._refuses(*self._gradients)
+
+    def optimizer_step(self) -> None:
+        """Step, unless this one is left out; plugins may have made gradients infinite that were not.
+
+        Raises:
+            TrainingError: Too many were left out in a row.
+        """
+        if self.guard.skips and not self.guard.leaving_out:
+            self._refuses(*self._gradients)
+        if self.guard.leaving_out:
+            self.guard.end(self._refused, self)
+            return
+        self.guard.in_a_row = 0
+        super().optimizer_step()
+
+    @property
+    def _optimized(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._optimized if parameter.grad is not None]
+
+    def _refuses(self, *values: Tensor) -> bool:
+        """Stop at numbers that are not finite, or leave the step out: on all ranks where one of them has such."""
+        bad = not all_finite(values)
+        if self.guard.skips and world() > 1:
+            bad = bool(summed(torch.tensor(int(bad))))
+        if not bad:
+            return False
+        self._refused = self._not_finite()
+        if not self.guard.skips:
+            raise TrainingError(f"{self._refused} trainer.on_nan=skip leaves such steps out.")
+        self.guard.leave_out(self._optimized)
+        return True
 
     def _check_distributed_training_compatibility(self) -> bool:
         """Ask `compose` instead, which knows each plugin: Avalanche would warn of all but a few."""
         return True
 
     def _not_finite(self) -> str:
-        bad = [task for task, loss in self.mb_losses.items() if not torch.isfinite(loss)]
-        near = "" if self.device.type == "cpu" else f", or up to {LOOK_EVERY - 1} steps before,"
+        """Say what is not finite, where it is, and what to try."""
+        near = "" if self.guard.skips or self.device.type == "cpu" else f", or up to {LOOK_EVERY - 1} steps before,"
+        images = "" if near else self._images_of_step()
         return (
-            f'The loss is {float(self.loss.detach())} at step {self._step + 1}{near} of "{self.experience.name}" '
-            f"(in: {', '.join(bad) or 'a plugin'}). "
+            f'{self._culprit()[0]} at step {self._step + 1}{near} of "{self.experience.name}" '
+            f"(in: {self._culprit()[1]}{images}). "
             f"Try a lower trainer.lr_head (now {self.lr_head:g}) or trainer.lr_backbone (now {self.lr_backbone:g}), "
             "trainer.precision=32, or look at the targets of that task."
         )
+
+    def _culprit(self) -> tuple[str, str]:
+        """Return what is not finite, and in which task or parameter."""
+        loss = float(self.loss.detach())
+        if not math.isfinite(loss):
+            bad = [task for task, term in self.mb_losses.items() if not torch.isfinite(term)]
+            return f"The loss is {loss}", ", ".join(bad) or "a plugin"
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        bad = [names[id(p)] for p in self._optimized if p.grad is not None and not all_finite([p.grad])]
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        return f"A gradient is not finite (the loss is {loss:g})", f"{bad[0]}{more}" if bad else "another process"
+
+    def _images_of_step(self) -> str:
+        """Name the images of the batch where the loader knows them."""
+        loader = self.dataloader
+        if type(loader) is not DenseLoader:  # one that a plugin has put in its place has images of others, too
+            return ""
+        epoch, batch = loader.position
+        with without_images():
+            found = sorted(loader.dataset[position].index for position, _ in loader.batches(epoch)[batch - 1])
+        return f"; images {', '.join(map(str, found))}"

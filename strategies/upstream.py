@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from medusa_cl import distributed
+from medusa_cl.batch import collate
+from medusa_cl.data.loader import DenseLoader
+from medusa_cl.strategies.replay_memory import Memory, ReplayLoader
 
 
 def _once(mend: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -24,7 +28,6 @@ def _once(mend: Callable[[Any], None]) -> Callable[[Any], None]:
     return mend_once
 
 
-@_once
 def mend_projection(kind: Any) -> None:
     """Let AGEM and GEM project the whole gradient.
 
@@ -41,7 +44,8 @@ def mend_projection(kind: Any) -> None:
             parameter.grad = torch.zeros_like(parameter)
         if getattr(self, "buffers", None):
             distributed.average_([self.reference_gradients])
-        project(self, strategy, **kwargs)
+        with _in_one_line(strategy.model):
+            project(self, strategy, **kwargs)
         for parameter in without:
             if not parameter.grad.any():
                 parameter.grad = None  # untouched: no weight decay and no stale moment is to move it either
@@ -49,21 +53,124 @@ def mend_projection(kind: Any) -> None:
     kind.after_backward = after_backward
 
 
+@contextmanager
+def _in_one_line(model: nn.Module) -> Iterator[None]:
+    """Let gradients lie as upstream reads them, row after row, and afterwards as the weights do (channels last)."""
+    hooks = [
+        p.register_post_accumulate_grad_hook(_straighten)
+        for p in model.parameters()
+        if p.requires_grad and not p.is_contiguous()
+    ]
+    for parameter in model.parameters():
+        _straighten(parameter)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in model.parameters():
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+
+
+def _straighten(parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad = parameter.grad.contiguous()
+
+
 @_once
 def mend_replay(kind: Any) -> None:
-    """Let `ReplayPlugin` make batches of one size for any number of processes: upstream, each makes whole ones."""
+    """Let `ReplayPlugin` load by counters: upstream draws from global states, and what comes next is lost at a stop.
+
+    Upstream also shows the images of the experience, and those of its memory, as they are; here both are augmented,
+    the former as without replay. And it makes whole batches in each of several processes.
+    """
     begin = kind.before_training_exp
 
     def before_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
-        given = self.batch_size, self.batch_size_mem
-        shares = [(size or strategy.train_mb_size) // distributed.world() for size in given]
-        self.batch_size, self.batch_size_mem = shares
-        try:
+        remembered = self.storage_policy.buffer
+        if isinstance(strategy.dataloader, DenseLoader) and len(remembered):
+            strategy.dataloader = _replaying(self, strategy, remembered)
+        else:
             begin(self, strategy, **kwargs)
-        finally:
-            self.batch_size, self.batch_size_mem = given
 
     kind.before_training_exp = before_training_exp
+
+
+def _replaying(plugin: Any, strategy: Any, remembered: Any) -> ReplayLoader:
+    """Return a loader that goes on as the strategy's does, with samples of a memory in each batch."""
+    experience, current = strategy.experience, strategy.dataloader
+    loader = ReplayLoader(
+        strategy.adapted_dataset,
+        plugin.batch_size or strategy.train_mb_size,
+        memory=list(remembered.task_set.values()) if plugin.task_balanced_dataloader else [remembered],
+        memory_size=plugin.batch_size_mem or strategy.train_mb_size,
+        key=current.key,
+        tasks={**strategy.model.tasks, **experience.tasks},
+        augmentation=experience.augmentation,
+        max_steps=current.max_steps,
+        workers=getattr(strategy, "workers", 0),
+        pin_memory=strategy.device.type == "cuda",
+        shard=distributed.shard(),
+    )
+    if loader.epochs is not None:  # batches of another size make epochs of another length
+        strategy.train_epochs = loader.epochs
+    return loader
+
+
+@_once
+def mend_agem(kind: Any) -> None:
+    """Let `AGEMPlugin` draw by counters, and project the whole gradient (`mend_projection`).
+
+    What it looks at in a step depends on the seed, the experience and the step; upstream goes on through its memory
+    from wherever it was, which is lost at a stop, and always in the same order.
+    """
+    mend_projection(kind)
+    look, draw = kind.before_training_iteration, kind.sample_from_memory
+
+    def before_training_iteration(self: Any, strategy: Any, **kwargs: Any) -> None:
+        self.drawn = None
+        if self.buffers and all(map(_is_dense, self.buffers)):
+            memory = Memory(self.buffers, self.sample_size, "agem", strategy.model.seed, strategy.experience.name)
+            step = strategy.clock.train_exp_iterations
+            self.drawn = collate([memory.samples[position] for position, _ in memory.at(step)])
+        with _in_one_line(strategy.model):
+            look(self, strategy, **kwargs)
+        self.drawn = None
+
+    def sample_from_memory(self: Any) -> Any:
+        return draw(self) if self.drawn is None else self.drawn
+
+    kind.before_training_iteration = before_training_iteration
+    kind.sample_from_memory = sample_from_memory
+
+
+@_once
+def mend_gem(kind: Any) -> None:
+    """Let `GEMPlugin` know which samples its memory holds, and project the whole gradient (`mend_projection`)."""
+    mend_projection(kind)
+    update = kind.update_memory
+
+    @torch.no_grad()
+    def update_memory(self: Any, dataset: Any, t: int, batch_size: int) -> None:
+        if not _is_dense(dataset):
+            update(self, dataset, t, batch_size)
+            return
+        order = torch.randperm(len(dataset))[: self.patterns_per_experience]
+        vars(self).setdefault("samples", {})[t] = dataset.subset(order.tolist())
+        load_memory(self)
+
+    kind.update_memory = update_memory
+
+
+def load_memory(plugin: Any) -> None:
+    """Let a mended `GEMPlugin` hold the images and targets of its `samples`, and nothing else."""
+    for t, samples in plugin.samples.items():
+        plugin.memory_x[t], plugin.memory_y[t], plugin.memory_tid[t] = collate(list(samples))
+
+
+def _is_dense(dataset: Any) -> bool:
+    return getattr(dataset, "collate_fn", None) is collate
 
 
 @_once

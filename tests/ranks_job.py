@@ -178,6 +178,32 @@ def drifted(strategy: Medusa) -> str:
     return ""
 
 
+class PoisonOnRank1(EqualRanks):
+    """Makes numbers of rank 1 alone NaN in experience 0: images of step 1, the loss of 2, a gradient of 3."""
+
+    def _now(self, strategy: Any, step: int) -> bool:
+        return distributed.rank() == 1 and strategy.experience.task_label == 0 and strategy._step == step
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._now(strategy, 1):
+            strategy.mbatch[0] = strategy.mbatch[0] * torch.nan
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._now(strategy, 2):
+            strategy.loss = strategy.loss * torch.nan
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if self._now(strategy, 3):
+            strategy.optimizer.param_groups[0]["params"][0].grad[0] = torch.nan
+
+
+def left_out() -> dict[str, Any]:
+    """How many steps both ranks leave out, and whether they stay equal."""
+    strategy, found = learnt(WITH_BATCH_STATISTICS, PoisonOnRank1(), on_nan="skip", freeze="none")
+    check_equal(strategy.model)
+    return {"skipped": strategy.guard.skipped, "weights": found["weights"]}
+
+
 def exchanges() -> dict[str, Any]:
     """What each function gives, for ranks that hold different things."""
     rank = distributed.rank()
@@ -212,7 +238,7 @@ def failing() -> dict[str, Any]:
     return learnt(WITHOUT_BATCH_STATISTICS, Fails())[1]
 
 
-PARTS = {"proofs": [proofs], "ranks": [exchanges, kept_features, proofs, equal_ranks], "failing": [failing]}
+PARTS = {"proofs": [proofs], "ranks": [exchanges, kept_features, proofs, equal_ranks, left_out], "failing": [failing]}
 
 
 def main(folder: Path, part: str) -> None:

@@ -24,6 +24,7 @@ GROUPS = groups()
 TRAINER = {
     "device", "precision", "batch_size", "epochs", "max_steps", "base_steps", "lr_head", "lr_backbone", "workers",
     "threads", "schedule", "clip", "weight_decay", "channels_last", "compile", "distributed", "processes", "select",
+    "on_nan", "save_minutes", "save_steps",
 }  # fmt: skip
 
 

@@ -125,6 +125,14 @@ def test_what_does_not_go_with_it_is_refused(both: list[dict[str, Any]]) -> None
     assert all('rank 1 are no longer those of rank 0 (first in "heads.n' in r["equal_ranks"]["drifted"] for r in both)
 
 
+def test_a_step_is_left_out_by_all_ranks_where_one_meets_nan(both: list[dict[str, Any]]) -> None:
+    first, second = (rank["left_out"] for rank in both)
+    assert first["skipped"] == second["skipped"] == 3
+    for name, value in first["weights"].items():
+        assert torch.isfinite(value).all()
+        assert torch.equal(value, second["weights"][name]), name
+
+
 def test_exchanges(both: list[dict[str, Any]]) -> None:
     for rank, found in enumerate(rank["exchanges"] for rank in both):
         assert found["shard"] == (rank, 2)

@@ -375,3 +375,51 @@ def test_nccl_exchanges(tmp_path: Path) -> None:
         [*command, str(tmp_path / "job.py")], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.strip() == "cuda:0 [0.0, 1.0, 2.0] [0.0, 1.0, 2.0] [{'rank': 0}]", done.stderr[-3000:]
+
+
+def test_steps_with_numbers_that_are_not_finite(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    """Left out, each at its step; otherwise the end of training at the next look."""
+    from avalanche.core import SupervisedPlugin
+
+    from medusa_cl.errors import TrainingError
+
+    class Poison(SupervisedPlugin):  # type: ignore[misc]
+        def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+            if strategy._step == 1:
+                weight = strategy.optimizer.param_groups[0]["params"][0]
+                strategy.loss = strategy.loss + (0 * weight).sum().sqrt()
+
+    skipping = medusa(tiny_model(), plugins=[Poison()], on_nan="skip")
+    with pytest.warns(UserWarning, match=r"Step left out \(number 1\): A gradient is not finite"):
+        skipping.train(tiny_scenario.train_stream[0], eval_streams=[])
+    assert skipping.guard.skipped == 1
+    assert all(torch.isfinite(value).all() for value in skipping.model.state_dict().values())
+    with pytest.raises(TrainingError, match="at step 3, or up to 9 steps before"):
+        medusa(tiny_model(), plugins=[Poison()]).train(tiny_scenario.train_stream[0], eval_streams=[])
+
+
+def test_what_plugins_know_goes_back_to_the_device(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    """Stopped in the middle of the second experience; memories, importances and a teacher go on on the device."""
+    import copy
+
+    from avalanche.training.plugins import AGEMPlugin, EWCPlugin, ReplayPlugin
+
+    from medusa_cl.strategies.distillation import DenseDER, DenseLwF
+    from medusa_cl.strategies.rwalk import RWalk
+
+    def strategy(*names: str) -> Medusa:
+        plugins = [EWCPlugin(1.0), ReplayPlugin(4), AGEMPlugin(2, 2), DenseLwF(), DenseDER(3), RWalk(delta_t=2)]
+        known = [tiny_scenario.tasks[name] for name in names]
+        return medusa(tiny_model(*known), plugins=plugins, freeze="none", freeze_old_heads=False)
+
+    whole, states = strategy(), list[dict[str, Any]]()
+    whole.train(tiny_scenario.train_stream[0], eval_streams=[])
+    whole.each_step = lambda: states.append(copy.deepcopy(whole.state())) if whole.steps_done == 1 else None
+    whole.train(tiny_scenario.train_stream[1], eval_streams=[])
+    again = strategy("semseg", "depth")
+    again.resume(states[0], list(tiny_scenario.train_stream))
+    again.train(tiny_scenario.train_stream[1], eval_streams=[])
+    ewc = next(plugin for plugin in again.plugins if isinstance(plugin, EWCPlugin))
+    assert {value.data.device.type for value in ewc.importances[0].values()} == {DEVICE}
+    assert again.clock.train_exp_iterations == 3
+    assert all(bool(value.isfinite().all()) for value in again.model.state_dict().values())

@@ -491,8 +491,7 @@ def test_a_run_goes_on_from_a_state(name: str, tiny_model: Model, tiny_scenario:
     strategy = medusa(tiny_model(), plugin)
     learn(strategy, tiny_scenario)
     kept = copy.deepcopy(plugin.state_dict())
-    where = list(tiny_scenario.train_stream) if isinstance(other, DenseDER) else strategy.model
-    other.load_state_dict(kept, where)
+    other.restore(kept, strategy, list(tiny_scenario.train_stream))
     strategy.plugins[strategy.plugins.index(plugin)] = other
     strategy.train(tiny_scenario.train_stream[2], eval_streams=[])
     assert same(state(strategy), whole)

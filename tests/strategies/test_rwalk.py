@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -268,15 +267,27 @@ def test_frozen_parameters_are_not_read_from_old_gradients(tiny_model: Model, ti
     assert all(torch.equal(plugin.exp_importance[key].data, kept[key]) for key in heads)  # type: ignore[index]
 
 
-def test_a_run_goes_on_from_a_state(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
-    whole = learn(medusa(tiny_model(), RWalk(10.0)), tiny_scenario)
-    plugin, other = RWalk(10.0), RWalk(10.0)
-    strategy = medusa(tiny_model(), plugin)
-    learn(strategy, tiny_scenario, 2)
-    other.load_state_dict(copy.deepcopy(plugin.state_dict()))
-    strategy.plugins[strategy.plugins.index(plugin)] = other
-    strategy.train(tiny_scenario.train_stream[2], eval_streams=[])
-    assert same(dict(strategy.model.state_dict()), whole)
+def test_a_step_that_is_left_out_leaves_no_trace(tiny_model: Model, tiny_scenario: DenseScenario) -> None:
+    """Its gradients, which are NaN, are neither part of the importance nor of the path."""
+
+    class Spoiled(SupervisedPlugin):
+        def __init__(self) -> None:
+            super().__init__()
+            self.known: list[dict[str, Tensor]] = []
+
+        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            self.known.append({key: value.data.clone() for key, value in (plugin.iter_importance or {}).items()})
+            if len(self.known) == 2:
+                strategy.mbatch[0] = strategy.mbatch[0] * torch.nan
+
+    plugin, spoiled = RWalk(10.0), Spoiled()
+    strategy = medusa(tiny_model(), spoiled, plugin, max_steps=3, on_nan="skip")
+    with pytest.warns(UserWarning, match="Step left out"):
+        learn(strategy, tiny_scenario, 1)
+    assert strategy.guard.skipped == 1
+    assert same(spoiled.known[1], spoiled.known[2])
+    assert finite(plugin.exp_penalties)
+    assert finite(plugin.exp_importance)
 
 
 @pytest.mark.parametrize("options", [{"ewc_lambda": -1.0}, {"ewc_alpha": 1.5}, {"delta_t": 0}])

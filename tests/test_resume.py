@@ -1,0 +1,341 @@
+"""Runs that were stopped and go on: to the bit what they would have been, wherever they stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from chaos_kills import compare
+from fake_data import fake_dense_hdf5
+from medusa_cl import resume, snapshot
+from medusa_cl.errors import ConfigError, DataError, SnapshotError
+from medusa_cl.keeper import Keeper
+from medusa_cl.run import run
+from small_run import SMALL, config, miniature, without_pictures
+
+STRATEGIES = {
+    "medusa": [],
+    "finetune": ["strategy=finetune"],
+    "ewc_replay": ["strategy=finetune", "plugins=[ewc,replay]"],
+    "lwf": ["strategy=finetune", "plugins=[lwf]"],
+    "der": ["strategy=finetune", "plugins=[der]"],
+    "online_ewc_si": ["strategy=finetune", "plugins=[ewc_online,si]"],
+    "agem": ["strategy=finetune", "plugins=[agem]"],
+    "single_task": ["strategy=single_task"],
+    "joint_decoder": ["strategy=mtinet"],
+    "disk_val": [
+        "strategy.cache_features=disk",
+        "trainer.workers=2",
+        "scenario.val_fraction=0.25",
+        "trainer.select=val",
+    ],
+}
+STREAM = "scenario.stream=[normals]"
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@dataclass
+class Home:
+    """A working directory, the data, and the runs made there that were never stopped."""
+
+    data: Path
+    folder: Path
+    whole: dict[str, Path] = field(default_factory=dict)
+
+    def learn(self, out: str, *overrides: str) -> dict[str, Any]:
+        """Learn a stream on the miniature, each step saved."""
+        shutil.rmtree("runs", ignore_errors=True)  # a base that was kept would shorten the next one
+        given = ["references=none", "trainer.save_steps=1", STREAM, *overrides]
+        own = [
+            o for o in SMALL if not o.startswith("head.") or "strategy=mtinet" not in overrides
+        ]  # its head has others
+        return run(config(*own, f"scenario.root={self.data}", f"out={out}", "overwrite=true", *given), given)
+
+    def never_stopped(self, name: str) -> Path:
+        """Return the directory of such a run."""
+        if name not in self.whole:
+            self.learn(f"whole-{name}", *STRATEGIES[name])
+            self.whole[name] = self.folder / f"whole-{name}"
+        return self.whole[name]
+
+
+def go_on(out: str, **options: Any) -> dict[str, Any]:
+    """Go on with a run, as the command line would."""
+    cfg: Any = OmegaConf.load(f"{out}/config.yaml")
+    return run(cfg, folder=Path(out), **options)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Where all runs of this file are made; nothing is drawn."""
+    folder, before = tmp_path_factory.mktemp("resume"), Path.cwd()
+    made = Home(miniature(folder), folder)
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        yield made
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home.folder)
+
+
+@pytest.fixture
+def killed(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`(name, saves, *overrides) -> directory` of a run that died when it had been saved so many times."""
+
+    def die(name: str, saves: int, *overrides: str) -> str:
+        save, done, out = Keeper._save, [0], f"{name}-{saves}"
+
+        def counting(self: Keeper, *arguments: Any) -> None:
+            save(self, *arguments)
+            done[0] += 1
+            if done[0] == saves:
+                raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "_save", counting)
+            with pytest.raises(KilledError):
+                home.learn(out, *STRATEGIES[name], *overrides)
+        return out
+
+    return die
+
+
+# Saved are 3 steps of the base, its end, its evaluation, and the same of one new task: 10 times. Single-task nets learn
+# the two base tasks one after the other, a joint decoder all tasks at once.
+@pytest.mark.parametrize(
+    ("name", "saves"),
+    [
+        *[("medusa", saves) for saves in (1, 3, 4, 5, 7, 10)],
+        *[(name, saves) for name in ("finetune", "ewc_replay", "lwf", "der") for saves in (2, 7)],
+        *[("online_ewc_si", 7), ("agem", 7), ("single_task", 2), ("single_task", 5), ("single_task", 10)],
+        *[("joint_decoder", 2), ("disk_val", 6), ("disk_val", 8)],
+    ],
+)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    home: Home, killed: Callable[..., str], name: str, saves: int
+) -> None:
+    out = killed(name, saves)
+    go_on(out)
+    compare(home.never_stopped(name), Path(out))
+
+
+def test_it_may_stop_again_and_again_and_change_its_workers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Keeper._save
+
+    def once(self: Keeper, *arguments: Any) -> None:
+        save(self, *arguments)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "_save", once)
+        with pytest.raises(KilledError):
+            home.learn("again", *STRATEGIES["finetune"])
+        for workers in (0, 1, 0, 2, 0, 0, 0, 0, 0):
+            cfg: Any = OmegaConf.load("again/config.yaml")
+            cfg.trainer.workers = workers
+            with pytest.raises(KilledError):
+                run(cfg, folder=Path("again"))
+    go_on("again")
+    compare(home.never_stopped("finetune"), Path("again"))
+
+
+def test_a_run_that_died_before_anything_was_saved_starts_from_the_beginning(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "step", die)
+        with pytest.raises(KilledError):
+            home.learn("early", *STRATEGIES["medusa"])
+    assert not snapshot.every(Path("early/checkpoints"))
+    go_on("early")
+    compare(home.never_stopped("medusa"), Path("early"))
+
+
+def test_a_run_that_starts_from_another_ones_base_goes_on_without_it(home: Home, killed: Callable[..., str]) -> None:
+    shutil.copytree(home.never_stopped("medusa"), "base-of-it", dirs_exist_ok=True)
+    whole = home.learn("on-base", "base=base-of-it")
+    out = killed("medusa", 4, "base=base-of-it")
+    shutil.rmtree("base-of-it")
+    go_on(out)
+    compare(Path(whole["run_dir"]), Path(out))
+
+
+def test_seconds_go_on_from_what_was_spent(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 8)
+    saved = snapshot.newest(Path(out) / "checkpoints")
+    assert saved is not None
+    assert 0 < saved.tree["seconds"]["normals"] < go_on(out)["cost"]["train_seconds"]["normals"]
+
+
+def test_a_finished_run_is_shown_and_not_learnt_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medusa_cl.run._set_up", None)
+    summary = go_on(str(home.never_stopped("medusa")))
+    assert summary["matrix"]
+    assert "normals" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_damage_is_named_and_the_checkpoint_before_is_offered(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 7)
+    before, last = snapshot.every(Path(out) / "checkpoints")
+    weights = last / "tensors.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SnapshotError, match=rf"{last} is damaged.*SHA-256.*resume={before}") as refusal:
+        go_on(out)
+    folder, chosen = resume.find(str(refusal.value).rpartition("resume=")[2])
+    cfg: Any = OmegaConf.load(folder / "config.yaml")
+    from medusa_cl.run import finish, learn_stream
+
+    finish(learn_stream(cfg, folder=folder, chosen=chosen))
+    compare(home.never_stopped("medusa"), Path(out))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_every_part_of_a_checkpoint_is_looked_at(
+    home: Home, killed: Callable[..., str], name: str, damage: str
+) -> None:
+    if not Path("kept-stopped").exists():
+        shutil.copytree(killed("medusa", 7), "kept-stopped")
+    shutil.rmtree("damaged", ignore_errors=True)
+    shutil.copytree("kept-stopped", "damaged")
+    path = snapshot.every(Path("damaged/checkpoints"))[-1] / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(SnapshotError, match="is damaged"):
+        go_on("damaged")
+
+
+def test_another_configuration_is_refused_with_the_difference(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 7)
+    cfg: Any = OmegaConf.load(f"{out}/config.yaml")
+    cfg.trainer.lr_head, cfg.trainer.workers = 0.5, 1
+    with pytest.raises(SnapshotError, match=r"trainer.lr_head: 0.002 in the run, 0.5 now\. Leave") as refusal:
+        run(cfg, folder=Path(out))
+    assert "workers" not in str(refusal.value)
+    cfg = OmegaConf.load(f"{out}/config.yaml")
+    cfg.scenario.stream = ["normals", "edges"]
+    with pytest.raises(SnapshotError, match=r"scenario.stream.*extend=medusa-7 scenario.stream="):
+        run(cfg, folder=Path(out))
+
+
+def test_changed_data_is_refused(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 7)
+    shutil.move(home.data, "kept.h5")
+    try:
+        fields = ("semseg", "depth", "normals", "edges")
+        fake_dense_hdf5(home.data, {"train": 8, "test": 5}, fields=fields, classes=40, seed=1)
+        with pytest.raises(DataError, match=r"data of medusa-7 has changed since it was stopped \(train, test\)"):
+            go_on(out)
+    finally:
+        shutil.move("kept.h5", home.data)
+
+
+def test_a_run_is_found_by_its_name_and_by_the_latest(home: Home, killed: Callable[..., str]) -> None:
+    killed("medusa", 7)
+    with pytest.raises(ConfigError, match="no run under runs/"):
+        resume.find("last")
+    for name in ("a", "b", "c"):
+        shutil.copytree("medusa-7", f"runs/some/{name}")
+        os.utime(f"runs/some/{name}/overrides.yaml", (0, {"a": 3, "b": 2, "c": 4}[name]))
+    resume.note_compared(Path("runs/some/a"), "strategy=finetune", Path("runs/some/c"))
+    assert resume.find("last")[0] == Path("runs/some/a"), "a run that is compared to another one goes on with that"
+    (checkpoint, _) = snapshot.every(Path("runs/some/b/checkpoints"))
+    assert resume.find(str(checkpoint)) == (Path("runs/some/b"), checkpoint)
+    Path("runs/some/b/tracking.json").write_text(f'{{"tracker": {{"run_id": "{"ab" * 16}"}}}}')
+    assert resume.find("ab" * 16)[0] == Path("runs/some/b")
+    with pytest.raises(ConfigError, match="no run under runs/ has that MLflow run id"):
+        resume.find("cd" * 16)
+    assert resume.find("cd" * 16, lambda _: "medusa-7")[0] == Path("medusa-7")
+    with pytest.raises(ConfigError, match="found no run in nowhere"):
+        resume.find("nowhere")
+
+
+# ---------------------------------------------------------------- the files
+
+
+def test_a_snapshot_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    last = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    tree = {
+        "plain": [None, True, 3, -0.0, float("inf"), "x", (1, "y", ())],
+        "keys": {0: "a", 7: {}, "$tensor": 1},
+        "tensors": [last, last, last[:, 0], torch.ones(2, dtype=torch.bfloat16), torch.tensor(3), torch.empty(0, 2)],
+    }
+    snapshot.write(tmp_path / "0001-a", tree, {"at": "a"})
+    found = snapshot.read(tmp_path / "0001-a").tree
+    assert repr(found["plain"]) == repr(tree["plain"])
+    assert found["keys"] == tree["keys"]
+    for got, expected in zip(found["tensors"], tree["tensors"], strict=True):
+        assert isinstance(expected, torch.Tensor)
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+    assert found["tensors"][0].stride() == last.stride(), "sums go along the memory"
+    found["tensors"][0].zero_()
+    assert found["tensors"][1].any(), "what was read shares no memory"
+    with pytest.raises(TypeError, match=r"set \(at state.x\[1\]\)"):
+        snapshot.write(tmp_path / "0002-b", {"x": [0, {1}]}, {"at": "b"})
+
+
+def test_the_last_two_are_kept_and_a_part_is_none(tmp_path: Path) -> None:
+    for n in range(4):
+        snapshot.write(snapshot.next_name(tmp_path, "x"), {"n": n}, {"at": str(n)})
+        snapshot.drop_older(tmp_path)
+    (tmp_path / "0009-y.part").mkdir()
+    assert [path.name for path in snapshot.every(tmp_path)] == ["0003-x", "0004-x"]
+    found = snapshot.newest(tmp_path)
+    assert found is not None
+    assert found.tree == {"n": 3}
+    assert snapshot.next_name(tmp_path, "x").name == "0005-x"
+
+
+def test_a_full_disk_harms_nothing_and_training_goes_on(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flush, done = snapshot._flush, [0]
+
+    def full(path: Path) -> None:
+        done[0] += 1
+        if 12 < done[0] < 30:  # five a checkpoint: the third to the sixth cannot be written
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(snapshot, "_flush", full)
+    home.learn("full", *STRATEGIES["medusa"])
+    assert "A checkpoint could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
+    compare(home.never_stopped("medusa"), Path("full"))
+    assert not list(Path("full/checkpoints").glob("*.part"))
+
+
+def test_what_cannot_be_put_back_is_said_at_the_beginning(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medusa_cl.strategies.state.lacking", lambda _: {"Mine": "attribute `file` is no plain data"})
+    home.learn("lacking", *STRATEGIES["medusa"])
+    assert "No checkpoints are kept" in capsys.readouterr().out
+    assert not snapshot.every(Path("lacking/checkpoints"))
