@@ -1,6 +1,6 @@
 # Every target works first on a fresh machine: what needs the environment depends on its one stamp.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench gpu clean
+.PHONY: help install demo test check chaos bench gpu clean
 
 VENV  := .venv
 STAMP := $(VENV)/.stamp
@@ -30,6 +30,11 @@ check: $(STAMP) ## run ruff, mypy and the tests: what must pass before a change 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -n 2
+
+chaos: $(STAMP) ## kill runs and damage files, thousands of times, and look at what survives (about 25 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos_files.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos_kills.py
+	HYPOTHESIS_PROFILE=chaos $(PYTEST) -n 2 tests/properties tests/tracking/test_once.py
 
 bench: $(STAMP) ## run every script in benchmarks/
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done

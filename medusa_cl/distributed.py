@@ -207,6 +207,19 @@ def gathered(values: Tensor) -> list[Tensor]:
     return [one.view(values.dtype).view(values.shape) for one in found]
 
 
+def each_ones(value: T) -> list[T]:
+    """Return what each rank has given, in order, on rank 0; the others get an empty list.
+
+    Args:
+        value: Anything that can be pickled.
+    """
+    if world() == 1:
+        return [value]
+    box: list[Any] = [None] * world()
+    _call("gather_object", value, box if is_main() else None)
+    return cast(list[T], box) if is_main() else []
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world() > 1:

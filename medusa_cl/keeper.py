@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medusa_cl import snapshot
+from medusa_cl import distributed, snapshot
 from medusa_cl.errors import SnapshotError
 from medusa_cl.stopping import StopRequest
+
+
+AGREE_EVERY = 10
+"""Steps between two moments at which processes that train together ask rank 0 what its clock says."""
 
 
 class Keeper:
@@ -58,11 +62,18 @@ class Keeper:
         """
         self._since += 1
         self.stop.patient = True
-        by_steps = self._steps is not None and self._since >= self._steps
-        by_clock = self._seconds is not None and self._clock() - self._at >= self._seconds
-        if by_steps or by_clock or self.stop.asked is not None:
+        if self._due():
             self._save(state, about)
         self.stop.obey()
+
+    def _due(self) -> bool:
+        """Return whether to save now; processes that train together do so at the same step."""
+        if self._steps is not None and self._since >= self._steps:
+            return True
+        by_clock = self._seconds is not None and self._clock() - self._at >= self._seconds
+        if distributed.world() > 1:
+            return self._since % AGREE_EVERY == 0 and distributed.agreed(by_clock)
+        return by_clock or self.stop.asked is not None
 
     def boundary(self, state: Callable[[], Any], about: Mapping[str, Any]) -> None:
         """Save the run between two experiences; steps are over, and whoever asks to stop need not wait for one.
@@ -75,11 +86,16 @@ class Keeper:
         self.stop.obey()
 
     def _save(self, state: Callable[[], Any], about: Mapping[str, Any]) -> None:
+        tree = state()
+        if distributed.is_main():
+            self._write(tree, about)
+        self._since, self._at = 0, self._clock()
+
+    def _write(self, tree: Any, about: Mapping[str, Any]) -> None:
         try:
             label = str(about["at"]).replace("/", "_").replace(" ", "-")
-            self.last = snapshot.write(snapshot.next_name(self.folder, label), state(), about)
+            self.last = snapshot.write(snapshot.next_name(self.folder, label), tree, about)
             snapshot.drop_older(self.folder)
         except (OSError, SnapshotError) as error:
             kept = f"the last one is {self.last}" if self.last else "there is none yet"
             self._say(f"A checkpoint could not be written ({error}); {kept}. Training goes on.")
-        self._since, self._at = 0, self._clock()

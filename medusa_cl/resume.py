@@ -109,12 +109,9 @@ def check_same(was: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) ->
         return
     shown = "; ".join(f"{key}: {_shown(before, key)} in the run, {_shown(after, key)} now" for key in differing[:8])
     shown += f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
-    advice = "Leave them out to go on as it was, or learn anew in another directory."
-    if any(key.startswith(("scenario.stream", "scenario.base")) for key in differing):
-        advice = (
-            "A run keeps its stream. Finish it, then add tasks by "
-            f"extend={run_dir} scenario.stream=[...], which learns only these."
-        )
+    advice = "Leave that out to go on as it was, or learn anew in another directory."
+    if any(key.startswith("scenario.stream") for key in differing):
+        advice += f" More tasks are learnt by extend={run_dir} scenario.stream=[...], once it is finished."
     raise SnapshotError(f"{run_dir} is a run of another configuration: {shown}. {advice}")
 
 

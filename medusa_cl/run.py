@@ -120,20 +120,21 @@ def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
     if cfg.remove and not cfg.extend:
         raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
     if cfg.resume:
-        return _resumed(cfg, overrides)
+        return _with_comparisons(*_resumed(cfg, overrides))
     return _study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
 
 
-def _resumed(cfg: DictConfig, overrides: list[str]) -> float | None:
-    """Go on with a run that was stopped, and with those compared to it, each as far as it came."""
+def _resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str], Path, Path | None]:
+    """Return how a run that was stopped was configured, of what overrides, where it lies, and the checkpoint chosen."""
     from medusa_cl.tracking.mlflow import run_dir_of
 
     if _member() is not None:
         raise ConfigError("A sweep (-m) cannot have resume=: go on with its runs one by one.")
-    folder, chosen = resume.find(str(cfg.resume), functools.partial(run_dir_of, uri=cfg.tracking.get("uri")))
+    ask = functools.partial(run_dir_of, uri=cfg.tracking.get("uri"))
+    folder, chosen = distributed.decided(functools.partial(resume.find, str(cfg.resume), ask))
     theirs = _as_it_was(folder, cfg, overrides)
     begun: Any = OmegaConf.load(folder / "overrides.yaml")
-    return _with_comparisons(theirs, [str(override) for override in begun], folder, chosen)
+    return theirs, [str(override) for override in begun], folder, chosen
 
 
 def _as_it_was(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -243,6 +244,7 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     config = OmegaConf.to_container(cfg, resolve=True)
     recorder.start(cast(Any, config), {"study": ", ".join(comparison.names), "scenario": cfg.scenario.name})
     status = "FAILED"
+    _write_study(comparison, folder)  # by which the folder is known, should this be stopped
     try:
         for number, (member, chosen) in enumerate(configs.items(), 1):
             console.rule(f"{number}/{len(configs)} {member.label}", style="dim", align="left")
@@ -409,7 +411,10 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), *, folder: Path | None =
     Raises:
         MedusaError: Something about configuration, data, weights or training that the message says how to mend.
     """
-    learnt = learn_stream(cfg, overrides, folder=folder)
+    chosen = None
+    if cfg.resume and folder is None:
+        cfg, overrides, folder, chosen = _resumed(cfg, overrides)
+    learnt = learn_stream(cfg, overrides, folder=folder, chosen=chosen)
     with learnt.references_beside():
         return finish(learnt)
 
@@ -456,6 +461,7 @@ class Run:
     frozen: bool = False
     saved: Snapshot | None = None
     again: bool = False
+    left_out: int = 0
 
     def references_beside(self) -> ExitStack:
         """Return a context that ends the process which learns references, should it still run."""
@@ -860,6 +866,7 @@ def _learn(made: Run) -> None:
         resumed=saved,
     )
     made.saved = None  # it takes as much memory as the model and more
+    made.left_out = strategy.guard.skipped
     made.stages |= made.seconds
     if start is not None and len(start.rows) == len(scenario.groups):
         _record(made, made.matrix.last, made.matrix, {})  # nothing was learnt, so nothing was recorded yet
@@ -1090,6 +1097,7 @@ def _summary(made: Run) -> dict[str, Any]:
         medusa_head=made.cfg.head["_target_"] == MEDUSA_HEAD and made.cfg.strategy["_target_"] == MEDUSA,
     )
     summary["frozen"] = made.frozen
+    summary["steps_left_out"] = made.left_out
     summary["labels"] = made.scenario.label_notes
     summary["stages"] = made.stages
     made.recorder.summary(summary, (made.run_dir / "task_matrix.csv").read_text(encoding="utf-8"))

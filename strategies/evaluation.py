@@ -238,6 +238,9 @@ class TrainingMetrics(PluginMetric[dict[str, float]]):
         rate = self._images / max(time.perf_counter() - self._since, 1e-9)
         losses = getattr(strategy, "mb_losses", None) or {"total": strategy.loss}
         values = {f"train/{task}_loss": float(loss.detach()) for task, loss in losses.items()}
+        guard = getattr(strategy, "guard", None)
+        if guard is not None and guard.skips:
+            values["train/steps_left_out"] = float(guard.skipped)
         self.reset()
         return [MetricValue(self, k, v, self.step) for k, v in (values | {"train/images_per_s": rate}).items()]
 

@@ -46,6 +46,17 @@ def average_statistics(model: nn.Module) -> None:
             buffer.copy_(distributed.gathered(buffer)[0])
 
 
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers of modules in training by name: until an epoch is over, each process has its own."""
+    trained = {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if module.training
+        for key, _ in module.named_buffers(recurse=False)
+    }
+    return {name: value.detach().cpu() for name, value in model.state_dict().items() if name in trained}
+
+
 def check_equal(model: nn.Module) -> None:
     """Refuse to go on with weights that differ between processes.
 

@@ -6,7 +6,7 @@ depends on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,23 +104,22 @@ def _kept_or_learnt(recipe: Recipe, name: str) -> Values:
     if missing := [task for task in wanted if task not in values]:
         recipe.notify(f"reference {name}: {REFERENCES[name]}")
         single = name == SINGLE_TASK
-        new = _single_task(recipe, missing) if single else _on_plain_features(recipe, HEAD_OF[name], missing)
-        for task, value in new.items() if distributed.is_main() else ():
-            kept.write(places[task], {"value": value})
-        values |= new
+        learn = _single_task(recipe, missing) if single else _on_plain_features(recipe, HEAD_OF[name], missing)
+        for new in learn:  # each kept at once, as the run may be stopped
+            for task, value in new.items() if distributed.is_main() else ():
+                kept.write(places[task], {"value": value})
+            values |= new
     return {task: values[task] for task in wanted}
 
 
-def _on_plain_features(recipe: Recipe, head: str, names: Sequence[str]) -> Values:
+def _on_plain_features(recipe: Recipe, head: str, names: Sequence[str]) -> Iterator[Values]:
     scenario = recipe.scenario
     model = load_model(_plain_base(recipe), scenario.tasks, recipe.heads[head])
     strategy = recipe.strategy(model, freeze="backbone", freeze_old_heads=True, kept=recipe._kept)
     strategy.model.adopt(scenario.train_stream[0])
-    values: Values = {}
     for experience, test in zip(scenario.train_stream[1:], scenario.test_stream[1:], strict=True):
         if experience.name in names:
-            values |= _learn(scenario, strategy, experience, test)
-    return values
+            yield _learn(scenario, strategy, experience, test)
 
 
 def _plain_base(recipe: Recipe) -> Path:
@@ -136,16 +135,15 @@ def _plain_base(recipe: Recipe) -> Path:
     return place
 
 
-def _single_task(recipe: Recipe, names: Sequence[str]) -> Values:
-    scenario, values = recipe.scenario, Values()
+def _single_task(recipe: Recipe, names: Sequence[str]) -> Iterator[Values]:
+    scenario = recipe.scenario
     for name in names:
         model = MultiTaskModel(recipe.backbone(), recipe.heads["own"], recipe.precision)
         strategy = recipe.strategy(model, freeze="none", freeze_old_heads=False, cache_features="off")
         alone = dense_scenario(
             list(scenario.tasks.values()), scenario.data, [name], [], augmentation=scenario.augmentation
         )
-        values |= _learn(alone, strategy, alone.train_stream[0], alone.test_stream[0])
-    return values
+        yield _learn(alone, strategy, alone.train_stream[0], alone.test_stream[0])
 
 
 def _learn(scenario: DenseScenario, strategy: Medusa, experience: Any, test: Any) -> Values:

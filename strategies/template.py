@@ -21,7 +21,7 @@ from torch.optim import Adam, Optimizer
 from medusa_cl.batch import Entry, Features, TaskBatch
 from medusa_cl.data.features import at_a_time, in_batches_of
 from medusa_cl.data.loader import DenseDataset, DenseLoader, FeatureSource, without_images
-from medusa_cl.distributed import average_gradients, shard, summed, world
+from medusa_cl.distributed import average_gradients, each_ones, rank, shard, summed, world
 from medusa_cl.errors import TaskError, TrainingError
 from medusa_cl.losses import at_size
 from medusa_cl.models.backbone import Backbone
@@ -31,6 +31,7 @@ from medusa_cl.randomness import seeded
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
 from medusa_cl.strategies.evaluation import OURS, TaskMatrixMetric, TrainingMetrics, dense_evaluator
 from medusa_cl.strategies.finite import StepGuard, all_finite
+from medusa_cl.strategies.ranks import statistics
 from medusa_cl.strategies.state import restore, state_of
 from medusa_cl.tasks import DenseTask
 
@@ -495,7 +496,8 @@ class DenseTemplate(SupervisedTemplate):
             "tasks_of": {label: list(names) for label, names in self.model.tasks_of.items()},
             "weights": self.model.state_dict(),
             "optimizer": optimizer_state(self.optimizer, self.model) if learning is not None else {},
-            "plugins": state_of(self),
+            # What each process has of its own: plugins have seen its share of the batches.
+            "ranks": each_ones({"plugins": state_of(self), "statistics": statistics(self.model)}),
             "guard": self.guard.state_dict(),
         }
 
@@ -518,7 +520,7 @@ class DenseTemplate(SupervisedTemplate):
         self.done = list(state["done"])
         known = {label: [name for name in names if name not in learning] for label, names in state["tasks_of"].items()}
         self.model.tasks_of = {label: tuple(names) for label, names in known.items() if names}
-        restore(self, state["plugins"], experiences)
+        restore(self, state["ranks"][rank()]["plugins"], experiences)
         self.guard.load_state_dict(state["guard"])
         self._resumed, self._stream = (state if learning else None), experiences
 
@@ -529,9 +531,10 @@ class DenseTemplate(SupervisedTemplate):
         if state is None:
             return
         loader: Any = self.dataloader
-        self.model.load_state_dict(state["weights"])
+        own = state["ranks"][rank()]
+        self.model.load_state_dict({**state["weights"], **own["statistics"]})
         restore_optimizer(self.optimizer, self.model, state["optimizer"])
-        restore(self, state["plugins"], self._stream)
+        restore(self, own["plugins"], self._stream)
         place = state["place"]
         loader.go_to(place["epoch"], place["batch"])
         self._step, self._stop_training = place["step"], place["stopping"]

@@ -11,6 +11,7 @@ reader works in a process of its own, so that one that crashes is counted too.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import logging
@@ -662,6 +663,7 @@ def _forked(name: str, numbers: Sequence[int], seed: int, folder: Path) -> tuple
     os.close(source)
     status = 3
     try:
+        faulthandler.disable()  # a crash is counted, its stack is of no use
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _work(name, numbers, seed, folder, out)
         status = 0

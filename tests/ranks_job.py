@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from pathlib import Path
@@ -89,9 +90,8 @@ def head_without_batch_statistics(*arguments: Any, width: int | None = 8, mix_wi
     return head
 
 
-def learnt(backbone: str, *plugins: Any, steps: int = STEPS, **options: Any) -> tuple[Medusa, dict[str, Any]]:
-    """Learn the stream; returns the curve, the values on the test split and the weights."""
-    stream, curve = scenario(), Curve()
+def strategy_of(backbone: str, *plugins: Any, steps: int = STEPS, **options: Any) -> Medusa:
+    """Make a strategy that has learnt nothing."""
     with_statistics = functools.partial(MedusaHead, width=8, mix_width=8)
     alike = backbone == WITHOUT_BATCH_STATISTICS or "freeze_from" in options
     made = MultiTaskModel(
@@ -101,16 +101,50 @@ def learnt(backbone: str, *plugins: Any, steps: int = STEPS, **options: Any) -> 
     # Not Adam: it divides by the size of gradients, and so makes much of rounding where they are almost 0.
     optimizer = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-2)
     rates = {"lr_head": 0.02, "lr_backbone": 0.02}
-    own = [curve, *plugins, LRSchedule("cosine"), GradientClipping(10.0)]
-    strategy = Medusa(
+    own = [*plugins, LRSchedule("cosine"), GradientClipping(10.0)]
+    return Medusa(
         model=made, optimizer=optimizer, batch_size=4, epochs=99, max_steps=steps, plugins=own, **rates, **options
     )
+
+
+def learnt(backbone: str, *plugins: Any, steps: int = STEPS, **options: Any) -> tuple[Medusa, dict[str, Any]]:
+    """Learn the stream; returns the curve, the values on the test split and the weights."""
+    stream, curve = scenario(), Curve()
+    strategy = strategy_of(backbone, curve, *plugins, steps=steps, **options)
     values = {}
     for k, experience in enumerate(stream.train_stream):
         strategy.train(experience, eval_streams=[])
         strategy.eval(stream.test_stream[: k + 1])
         values |= {f"{k}/{task}": row for task, row in strategy.results.items()}
-    return strategy, {"curve": curve.steps, "values": values, "weights": made.state_dict()}
+    return strategy, {"curve": curve.steps, "values": values, "weights": strategy.model.state_dict()}
+
+
+def gone_on() -> bool:
+    """Whether training that goes on from the middle of an epoch of the second experience ends with the same weights."""
+    from hydra.utils import instantiate
+
+    from small_run import config
+
+    def made() -> Medusa:
+        plugins = [instantiate(plugin) for plugin in config("plugins=[ewc,replay,si]").plugins.values()]
+        return strategy_of(WITH_BATCH_STATISTICS, EqualRanks(), *plugins, freeze="none", freeze_old_heads=False)
+
+    stream, whole, again, saved = scenario(), made(), made(), dict[str, Any]()
+
+    def look() -> None:
+        if whole.experience.task_label == 1 and whole.steps_done == 2:
+            saved.update(copy.deepcopy(distributed.agreed(whole.state())))
+
+    whole.each_step = look
+    for experience in stream.train_stream:
+        whole.train(experience, eval_streams=[])
+    again.model.model.add_heads(list(stream.train_stream[0].tasks.values()), seed=0)
+    own = again.model.state_dict()
+    again.model.load_state_dict({name: value for name, value in saved["weights"].items() if name in own})
+    again.resume(saved, list(stream.train_stream))
+    again.train(stream.train_stream[1], eval_streams=[])
+    pairs = zip(whole.model.state_dict().items(), again.model.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
 def proofs() -> dict[str, Any]:
@@ -238,7 +272,11 @@ def failing() -> dict[str, Any]:
     return learnt(WITHOUT_BATCH_STATISTICS, Fails())[1]
 
 
-PARTS = {"proofs": [proofs], "ranks": [exchanges, kept_features, proofs, equal_ranks, left_out], "failing": [failing]}
+PARTS = {
+    "proofs": [proofs],
+    "ranks": [exchanges, kept_features, proofs, equal_ranks, left_out, gone_on],
+    "failing": [failing],
+}
 
 
 def main(folder: Path, part: str) -> None:

@@ -133,6 +133,11 @@ def test_a_step_is_left_out_by_all_ranks_where_one_meets_nan(both: list[dict[str
         assert torch.equal(value, second["weights"][name]), name
 
 
+def test_training_goes_on_from_the_middle_of_an_epoch(both: list[dict[str, Any]]) -> None:
+    assert [rank["gone_on"] for rank in both] == [True, True]
+    assert ranks_job.gone_on()
+
+
 def test_exchanges(both: list[dict[str, Any]]) -> None:
     for rank, found in enumerate(rank["exchanges"] for rank in both):
         assert found["shard"] == (rank, 2)

@@ -7,8 +7,10 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -18,14 +20,16 @@ from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.prepare import main as prepare
+from medusa_cl.resume import FREE
 from medusa_cl.run import run
 from medusa_cl.scenarios.folder import folder_incremental
 from medusa_cl.strategies import compose as verdicts
+from medusa_cl.strategies.medusa import Medusa
 
 ROOT = Path(__file__).parents[1]
-README, CONTRIBUTING, DATA, RUNNING = (
+README, CONTRIBUTING, DATA, RUNNING, RESUMING = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/running.md")
+    for name in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/running.md", "docs/resuming.md")
 )
 COMMANDS = re.findall(r"^python -m medusa_cl\.run(.*)$", README, re.MULTILINE)
 
@@ -121,6 +125,8 @@ def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: p
     single = [a.split(",")[0] if "[" not in a else a for a in arguments]
     if "base=last" in single:
         learnt(*TINY_ROOMS)
+    if "resume=last" in single:
+        learnt(*TINY_ROOMS)
     if "extend=last" in single:
         learnt(*TINY_ROOMS, "scenario.stream=[normals]")
         single = [*single, "tracking=off", "references=none"]
@@ -129,7 +135,7 @@ def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: p
         write_nyud_pack(tmp_path / "data/NYUD_MT", "survey")
         write_pascal(tmp_path / "data")
         write_folder(tmp_path / "my_images")
-    sizes = [] if "extend=last" in single else TINY if on_disk else TINY_ROOMS
+    sizes = [] if {"extend=last", "resume=last"} & {*single} else TINY if on_disk else TINY_ROOMS
     summary = learnt(*single, *sizes)
     assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
 
@@ -217,6 +223,43 @@ def test_keys_that_the_page_about_running_names_are_known() -> None:
 def test_links_of_the_page_about_running_lead_somewhere() -> None:
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", RUNNING):
         assert (ROOT / "docs" / link).is_file(), link
+
+
+def test_all_that_the_page_about_resuming_tells_to_type_is_known() -> None:
+    lines = re.findall(r"^python -m medusa_cl\.run(.*)$", RESUMING, re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        check_overrides(line.split("#")[0].split())
+    assert set(re.findall(r"`(trainer\.\w+)`", RESUMING)) <= {key for key in FREE if key.startswith("trainer.")}
+    targets = re.findall(r"`make (\w+)`", RESUMING)
+    assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
+
+
+def test_the_script_of_the_page_about_resuming(tmp_path: Path, tiny_scenario: Any, tiny_model: Any) -> None:
+    """The first lines run in the middle of a step's end, as they say, the others afterwards."""
+    (script,) = re.findall(r"```python\n(.*?)```", RESUMING, re.DOTALL)
+    first, rest = script.split("saved = ")
+    whole = Medusa(model=tiny_model(), batch_size=4, max_steps=3, epochs=9)
+    old = tiny_model(*tiny_scenario.train_stream[0].tasks.values())
+    again = Medusa(model=old, batch_size=4, max_steps=3, epochs=9)
+    names: dict[str, Any] = {
+        "folder": tmp_path / "0001-x",
+        "strategy": whole,
+        "scenario": tiny_scenario,
+        "again": again,
+    }
+
+    def save() -> None:
+        if whole.experience.task_label == 1 and whole.steps_done == 2:
+            exec(first, names)
+
+    whole.train(tiny_scenario.train_stream[0], eval_streams=[])
+    old.load_state_dict(whole.model.state_dict())
+    whole.each_step = save
+    whole.train(tiny_scenario.train_stream[1], eval_streams=[])
+    exec(f"saved = {rest}", names)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
 
 
 def test_the_readme_names_commands() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from chaos_kills import compare
@@ -18,7 +19,7 @@ from fake_data import fake_dense_hdf5
 from medusa_cl import resume, snapshot
 from medusa_cl.errors import ConfigError, DataError, SnapshotError
 from medusa_cl.keeper import Keeper
-from medusa_cl.run import run
+from medusa_cl.run import _resumed, _study, _with_comparisons, run
 from small_run import SMALL, config, miniature, without_pictures
 
 STRATEGIES = {
@@ -339,3 +340,81 @@ def test_what_cannot_be_put_back_is_said_at_the_beginning(
     home.learn("lacking", *STRATEGIES["medusa"])
     assert "No checkpoints are kept" in capsys.readouterr().out
     assert not snapshot.every(Path("lacking/checkpoints"))
+
+
+# ---------------------------------------------------------------- as the command line does it
+
+
+def test_what_may_be_set_anew_and_what_is_refused(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 7)
+    given = [f"resume={out}", "trainer.workers=1", "trainer.lr_head=2e-3", "tracking=off"]
+    cfg, overrides, folder, chosen = _resumed(config(*given), given)
+    assert (cfg.trainer.workers, cfg.trainer.lr_head, cfg.out) == (1, 2e-3, out)
+    assert (folder, chosen) == (Path(out), None)
+    assert "trainer.save_steps=1" in overrides
+    for given, message in {
+        ("strategy=finetune",): r"strategy\.name: medusa in the run, finetune now",
+        ("trainer.max_steps=9", "trainer.workers=1"): r"trainer\.max_steps: 3 in the run, 9 now\. Leave",
+        ("scenario.stream=[edges]",): r"extend=medusa-7 scenario\.stream=",
+        (
+            "experiment=demo",
+        ): r"medusa-7 is a run of another configuration: head_width: 8 in the run, 32 now.* and 17 more\.",
+    }.items():
+        with pytest.raises(SnapshotError, match=message):
+            _resumed(config(f"resume={out}", *given), [f"resume={out}", *given])
+
+
+def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, done = Keeper._save, [0]
+
+    def die_in_the_second(self: Keeper, *arguments: Any) -> None:
+        save(self, *arguments)
+        done[0] += 1
+        if done[0] == 13:
+            raise KilledError
+
+    def learn(out: str) -> None:
+        shutil.rmtree("runs", ignore_errors=True)
+        own = [*SMALL, f"scenario.root={home.data}", "references=none", "trainer.save_steps=1", STREAM]
+        given = [*own, "compare=['strategy=finetune']", f"out={out}"]
+        _with_comparisons(compose("config", given), given)
+
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        learn("first")
+        (second,) = resume.compared(Path("first")).values()
+        for folder in ("first", second):
+            shutil.copytree(folder, f"whole/{folder}")
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "_save", die_in_the_second)
+            shutil.rmtree("first")
+            with pytest.raises(KilledError):
+                learn("first")
+        assert not Path("first/summary.json").exists()
+        _with_comparisons(*_resumed(compose("config", ["resume=first"]), ["resume=first"]))
+    for folder in ("first", second):
+        compare(Path("whole") / folder, Path(folder))
+
+
+def test_a_member_of_a_study_goes_on_in_the_middle(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, done = Keeper._save, [0]
+
+    def die(self: Keeper, *arguments: Any) -> None:
+        save(self, *arguments)
+        done[0] += 1
+        if done[0] == 7:
+            raise KilledError
+
+    shutil.rmtree("runs", ignore_errors=True)
+    own = [*SMALL, f"scenario.root={home.data}", "trainer.save_steps=1", STREAM]
+    given = [*own, "mode=study", "study.members=[medusa]", "study.seeds=[0]", "out=study"]
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "_save", die)
+            with pytest.raises(KilledError):
+                _study(compose("config", given), given)
+        steps = []
+        monkeypatch.setattr(Keeper, "step", lambda self, state, about: steps.append(about["at"]))
+        _study(compose("config", given), given)
+    assert steps == ["normals step 3"], "two of three steps of the new task were saved"
+    (member,) = Path("study").glob("*/summary.json")
+    compare(home.never_stopped("medusa"), member.parent)
