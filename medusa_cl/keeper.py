@@ -11,7 +11,6 @@ from medusa_cl import distributed, snapshot
 from medusa_cl.errors import SnapshotError
 from medusa_cl.stopping import StopRequest
 
-
 AGREE_EVERY = 10
 """Steps between two moments at which processes that train together ask rank 0 what its clock says."""
 

@@ -189,7 +189,7 @@ class FrozenFeatures:
         self._batch_size, self._device, self._extract = batch_size, torch.device(device), extract or backbone
         self._dtype, self._workers, self._progress = PRECISIONS[precision], workers, progress
         self._key = {"backbone": backbone.weights_hash(), **key_of(source, augmentation, batch_size, precision)}
-        self._key |= {"format": FORMAT, **(key or {})}
+        self._key |= dict(key or {})
         self.path = None if folder is None else folder / f"{self.digest[:32]}.h5"
         self._store: _Store = self._made(on_device)
 
@@ -289,6 +289,7 @@ def key_of(source: DenseData, augmentation: Augmentation, batch_size: int, preci
         "views": str(augmentation),
         "batch_size": batch_size,
         "kept": precision,
+        "format": FORMAT,
     }
 
 
