@@ -1008,6 +1008,7 @@ def _references_beside(config: Any, device: str, key: Mapping[str, Any], names: 
     from medusa_cl.strategies.references import reference_values
 
     stopping.deaf()
+    stopping.end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which it is ended with the run
     cfg = OmegaConf.create(config)
     torch.set_num_threads(int(cfg.trainer.threads))

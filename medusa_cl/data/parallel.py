@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from medusa_cl.stopping import deaf
+from medusa_cl.stopping import deaf, end_with_parent
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -57,6 +57,7 @@ def in_order(
 
 def _begin(start: Callable[..., object] | None, given: tuple[Any, ...]) -> None:
     deaf()
+    end_with_parent()
     if start is not None:
         start(*given)
 
