@@ -299,12 +299,13 @@ def _end(error: BaseException) -> NoReturn:
 
 def _said(error: BaseException) -> str:
     where = f" (rank {_known_rank()})" if _known_rank() else ""
+    notes = getattr(error, "__notes__", [])
     if isinstance(error, MedusaError):
-        return f"error{where}: {error}"
+        return "\n".join([f"error{where}: {error}", *notes])
     if isinstance(error, SystemExit) and error.code != 128 + signal.SIGTERM:
         return ""  # whoever asked for it has said why
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "Stopped."
+        return "\n".join(["Stopped.", *notes])
     return f"error{where}:\n{''.join(traceback.format_exception(error))}"
 
 

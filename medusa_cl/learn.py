@@ -35,7 +35,7 @@ def learn(
     seconds: dict[str, float] | None = None,
     keeper: Keeper | None = None,
     also: Callable[[], dict[str, Any]] = dict,
-    resumed: Mapping[str, Any] | None = None,
+    resumed: dict[str, Any] | None = None,
 ) -> TaskMatrix:
     """Learn a stream.
 
@@ -49,7 +49,7 @@ def learn(
         keeper: Saves the run as it goes.
         also: Returns what else is to be saved with it.
         resumed: What was saved of this run before it stopped: it goes on from there. The strategy's model must be the
-            one that `description` in it tells of, with its weights.
+            one that `description` in it tells of, with its weights. What only the strategy needs is taken out of it.
 
     Returns:
         The primary metric of every task after every experience, on the test split.
@@ -90,10 +90,11 @@ class _Stream:
         self.experience, self.trained = 0, False
         self._since: tuple[str, float] | None = None
 
-    def go_on(self, resumed: Mapping[str, Any]) -> None:
+    def go_on(self, resumed: dict[str, Any]) -> None:
         self.experience, self.trained = resumed["experience"], resumed["trained"]
         self.seconds |= resumed["seconds"]
-        self.strategy.resume(resumed["strategy"], list(self.scenario.train_stream))
+        # Nobody else is to hold it: it takes as much memory as the model and its optimizer.
+        self.strategy.resume(resumed.pop("strategy"), list(self.scenario.train_stream))
 
     def train(self, experience: Any, adopted: bool) -> None:
         label = self.matrix.after[self.experience]

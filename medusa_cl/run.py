@@ -89,8 +89,12 @@ def main() -> None:
             if several:
                 raise
             _fail(error)
-        with reported():
-            _hydra_main()
+        try:
+            with reported():
+                _hydra_main()
+        except stopping.Stopped as stop:
+            print("\n".join(["Stopped.", *getattr(stop, "__notes__", [])]), flush=True)
+            raise
     distributed.stop()
 
 
@@ -201,7 +205,7 @@ def _with_comparisons(
 ) -> float | None:
     """Learn the run and those it is compared to, then report on each: references may be learnt beside all of them."""
     first = learn_stream(cfg, overrides, folder=folder, chosen=chosen)
-    with first.references_beside():
+    with first.references_beside(), _closing(first) if isinstance(first, Run) else nullcontext():
         others = [_learn_compared(first, cfg, overrides, line) for line in cfg.get("compare") or []]
         summaries = [finish(run) for run in (first, *others)]
     objective = summaries[0]["objective"]
@@ -260,9 +264,9 @@ def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
             comparison.outcomes.append(outcome)
             _write_study(comparison, folder)
         status = "FAILED" if any(o.failure for o in comparison.outcomes) else "FINISHED"
-    except stopping.Stopped:
+    except stopping.Stopped as stop:
         status = "KILLED"
-        console.print(f"Stopped. The same command goes on: {len(comparison.outcomes)} of {len(configs)} runs are kept.")
+        stop.__notes__ = [f"The same command goes on: {len(comparison.outcomes)} of {len(configs)} runs are kept."]
         raise
     finally:
         recorder.metrics(comparison.metrics(), 0)
@@ -332,7 +336,7 @@ def _computed(cfg: DictConfig, member: Member, folder: Path, recorder: RunRecord
 
 def _goes_on(place: Path, cfg: DictConfig) -> DictConfig | None:
     """Return the configuration of a member that was stopped, where it can go on as it is asked for now."""
-    if not (place / "config.yaml").is_file() or not any((place / resume.CHECKPOINTS).glob("[0-9]*")):
+    if not (place / "config.yaml").is_file() or _is_finished(place):
         return None
     theirs: Any = OmegaConf.load(place / "config.yaml")
     now = copy.deepcopy(cfg)
@@ -461,7 +465,10 @@ class Run:
     frozen: bool = False
     saved: Snapshot | None = None
     again: bool = False
+    lock: Any = None
+    same_code: bool = True
     left_out: int = 0
+    finished: bool = False
 
     def references_beside(self) -> ExitStack:
         """Return a context that ends the process which learns references, should it still run."""
@@ -507,8 +514,9 @@ def learn_stream(
             if folder is None:
                 _write_config(cfg, overrides, run_dir)
                 made_in(run_dir)
+            lock = rundir.held(run_dir)
             made = _set_up(cfg, device, run_dir, start, _console(), stages, saved)
-            made.again = folder is not None
+            made.again, made.lock = folder is not None, lock
     stages["set-up"] -= stages["data"]
     with _closing(made):
         _learn(made)
@@ -603,6 +611,8 @@ def finish(made: Run | Finished) -> dict[str, Any]:
     with _closing(made):
         summary = _summary(made)
     made.recorder.finish()
+    made.finished = True
+    made.lock.release()
     drop_older(made.run_dir / resume.CHECKPOINTS, keep=1)
     _keep_run(made, summary)
     made.console.print(report(summary, made.run_dir, made.recorder.ui_line()))
@@ -622,7 +632,7 @@ def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
     """Note that this run is finished, for studies of which it is a part."""
     from medusa_cl import kept
 
-    if not made.cfg.extend and (made.start is None or made.base_place is not None):
+    if made.same_code and not made.cfg.extend and (made.start is None or made.base_place is not None):
         place = run_place(made.cfg, made.scenario, made.reference_key)
         note = kept.read(place, sealed=True)
         if note is None or not (Path(note["run_dir"]) / "summary.json").is_file():  # the first of equal runs stands
@@ -645,22 +655,22 @@ def _closing(made: Run) -> Iterator[None]:
         with advising_on_memory(asked):
             yield
     except BaseException as error:
+        if made.finished:
+            raise
         made.bars.close()
         if made.beside is not None:
             made.beside.terminate()
         stopped = isinstance(error, KeyboardInterrupt | stopping.Stopped)
         with suppress(OSError):
             made.recorder.finish("KILLED" if stopped else "FAILED")
+        made.lock.release()
         if not distributed.is_main():
             shutil.rmtree(made.run_dir, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             full = DataError(f"{error.strerror}, in {made.run_dir}. Free some.")
             full.add_note(_how_to_go_on(made))
             raise full from error
-        if stopped:
-            made.console.print(f"Stopped. {_how_to_go_on(made)}", markup=False, soft_wrap=True)
-        else:
-            error.add_note(_how_to_go_on(made))
+        error.__notes__ = [_how_to_go_on(made)]  # in place of that of a run compared to this one
         raise
 
 
@@ -787,7 +797,10 @@ def _set_up(
         reference_key=key,
         stages=stages,
         saved=saved,
+        same_code=saved is None or saved.tree["depends"] == _digest(key),
     )
+    if not made.same_code:
+        console.print("It was begun on another device, or with other code or packages: bits may differ from here on.")
     if cfg.trainer.processes > 1 and _reference_names(made):
         made.beside = _learn_references_beside(made)
     return made
@@ -865,7 +878,6 @@ def _learn(made: Run) -> None:
         also=functools.partial(_also_saved, made),
         resumed=saved,
     )
-    made.saved = None  # it takes as much memory as the model and more
     made.left_out = strategy.guard.skipped
     made.stages |= made.seconds
     if start is not None and len(start.rows) == len(scenario.groups):
@@ -889,6 +901,10 @@ def _keeper(made: Run, strategy: Medusa) -> Keeper | None:
     return Keeper(folder, steps=trainer.save_steps, minutes=trainer.save_minutes, stop=_STOP, say=say)
 
 
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _also_saved(made: Run) -> dict[str, Any]:
     """Return what is saved of a run besides what was learnt."""
     return {
@@ -897,6 +913,7 @@ def _also_saved(made: Run) -> dict[str, Any]:
         "start": None if made.start is None else made.start.plain(),
         "base_place": made.base_place and str(made.base_place),
         "weights_hash": made.weights_hash,
+        "depends": _digest(made.reference_key),
         "data": dict(made.scenario.content_hash),
         "record": made.recorder.state(),
     }
@@ -945,7 +962,7 @@ def _record(made: Run, k: int, matrix: TaskMatrix, scores: Mapping[str, Mapping[
 def _keep_base(made: Run) -> None:
     from medusa_cl.start import keep_base
 
-    if made.base_place is not None and made.start is None:
+    if made.base_place is not None and made.start is None and made.same_code:
         rate = next(iter(made.bars.rates.values()), 0.0)
         keep_base(made.base_place, made.run_dir / rundir.BASE, made.seconds["base"], rate, made.weights_hash)
 

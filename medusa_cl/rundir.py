@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from medusa_cl.errors import ConfigError
 
 RUNS = Path("runs")
@@ -60,6 +62,23 @@ def unseen() -> Iterator[Path]:
         raise
 
 
+def held(path: Path) -> BaseFileLock:
+    """Take a run directory for this process, until the lock is released or the process is gone.
+
+    Raises:
+        ConfigError: Another process learns the run.
+    """
+    lock = FileLock(path / ".lock", blocking=False)
+    with suppress(NotImplementedError):  # a file system without locks
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"The run in {path} is being learnt by another process. Stop that one first, or choose another out=."
+            ) from error
+    return lock
+
+
 def _check_replaceable(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ConfigError(
@@ -68,6 +87,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         )
     if not (path / "overrides.yaml").is_file():
         raise ConfigError(f"overwrite=true replaces runs only, but {path} holds something else. Choose another out=.")
+    held(path).release()
 
 
 def _free(folder: Path, stem: str) -> Path:

@@ -58,8 +58,7 @@ def write(folder: Path, tree: Any, about: Mapping[str, Any]) -> Path:
 
     Raises:
         OSError: It cannot be written: the disk is full, for instance.
-        SnapshotError: What was written is not what is read back.
-        TypeError: Something in the tree is of another type; says where.
+        SnapshotError: What was written is not what is read back; or something in the tree is of another type.
     """
     part = folder.with_name(f"{folder.name}.part")
     tensors: dict[str, Tensor] = {}
@@ -220,12 +219,12 @@ class _Packer:
             return packed if isinstance(value, list) else {"$tuple": packed}
         if isinstance(value, Mapping):
             return self._mapping(value, where)
-        raise TypeError(f"A snapshot cannot hold {type(value).__name__} (at {where}).")
+        raise SnapshotError(f"A checkpoint cannot hold {type(value).__name__} (at {where}).")
 
     def _mapping(self, value: Mapping[Any, Any], where: str) -> Any:
         for key in value:
             if not isinstance(key, str | int) or isinstance(key, bool):
-                raise TypeError(f"A snapshot cannot hold the key {key!r} (at {where}).")
+                raise SnapshotError(f"A checkpoint cannot hold the key {key!r} (at {where}).")
         packed = {key: self.pack(one, f"{where}.{key}") for key, one in value.items()}
         plain = all(isinstance(key, str) and not key.startswith("$") for key in packed)
         return packed if plain else {"$dict": [[key, one] for key, one in packed.items()]}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from chaos_kills import MINIATURE, ROOT, STRATEGIES, Chaos, Kill, compare, look_into_mlflow
+from medusa_cl import snapshot
 from medusa_cl.stopping import Stopped, StopRequest
 
 
@@ -31,7 +32,6 @@ def test_a_run_survives_sigkill(chaos: Chaos, kill: Kill) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_request_to_stop_ends_a_run_that_can_go_on(chaos: Chaos, number: signal.Signals, status: int) -> None:
-    whole, _ = chaos.whole("medusa")
     folder = chaos._place(f"stopped-by-{status}")
     environment = chaos.environment(folder)
     # Its own session: a terminal would send the signal to every process of the run.
@@ -45,6 +45,12 @@ def test_a_request_to_stop_ends_a_run_that_can_go_on(chaos: Chaos, number: signa
     assert running.returncode == status, errors
     assert "Traceback" not in errors
     assert "resume=run" in output
+    newest = snapshot.newest(folder / "run" / "checkpoints")
+    assert newest is not None
+    assert f"from {newest.folder.name}" in output
+    if number != signal.SIGINT:  # how it went on from a checkpoint is the same
+        return
+    whole, _ = chaos.whole("medusa")
     again = subprocess.run([sys.executable, "-m", "medusa_cl.run", "resume=run"], **options, **pipes, check=False)
     assert again.returncode == 0, again.stderr
     compare(whole, folder / "run")

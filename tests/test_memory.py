@@ -56,7 +56,10 @@ def test_a_killed_process_ends_training_with_advice(workers: int, fatal: int) ->
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(signal.SIGKILL, "it was killed.*free memory"), (signal.SIGUSR2, "killed by signal: User defined signal 2.*shows the error")],
+    [
+        (signal.SIGKILL, "it was killed.*free memory"),
+        (signal.SIGUSR2, "killed by signal: User defined signal 2.*shows the error"),
+    ],
 )
 def test_a_process_gone_in_the_middle_of_a_step_is_told_of_there(number: int, said: str) -> None:
     """torch raises in the main thread, wherever it is; here it waits for nothing."""

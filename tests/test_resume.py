@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 
 from chaos_kills import compare
 from fake_data import fake_dense_hdf5
-from medusa_cl import resume, snapshot
-from medusa_cl.errors import ConfigError, DataError, SnapshotError
+from medusa_cl import resume, rundir, snapshot
+from medusa_cl.errors import ConfigError, DataError, SnapshotError, TrainingError
 from medusa_cl.keeper import Keeper
 from medusa_cl.run import _resumed, _study, _with_comparisons, run
+from medusa_cl.stopping import Stopped
 from small_run import SMALL, config, miniature, without_pictures
 
 STRATEGIES = {
@@ -258,6 +259,29 @@ def test_changed_data_is_refused(home: Home, killed: Callable[..., str]) -> None
         shutil.move("kept.h5", home.data)
 
 
+def test_a_run_that_is_being_learnt_is_left_to_whoever_learns_it(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 7)
+    lock = rundir.held(Path(out))
+    try:
+        with pytest.raises(ConfigError, match=rf"The run in {out} is being learnt by another process"):
+            go_on(out)
+        with pytest.raises(ConfigError, match="is being learnt by another process"):
+            home.learn(out, *STRATEGIES["medusa"])
+    finally:
+        lock.release()
+    go_on(out)
+
+
+def test_what_other_code_has_finished_is_not_kept_for_studies(
+    home: Home, killed: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = killed("medusa", 7)
+    monkeypatch.setattr("medusa_cl.build.__version__", "another")
+    go_on(out)
+    assert "bits may differ from here on" in capsys.readouterr().out
+    assert not list(Path("runs/.cache").glob("run-*"))
+
+
 def test_a_run_is_found_by_its_name_and_by_the_latest(home: Home, killed: Callable[..., str]) -> None:
     killed("medusa", 7)
     with pytest.raises(ConfigError, match="no run under runs/"):
@@ -299,7 +323,7 @@ def test_a_snapshot_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert found["tensors"][0].stride() == last.stride(), "sums go along the memory"
     found["tensors"][0].zero_()
     assert found["tensors"][1].any(), "what was read shares no memory"
-    with pytest.raises(TypeError, match=r"set \(at state.x\[1\]\)"):
+    with pytest.raises(SnapshotError, match=r"set \(at state.x\[1\]\)"):
         snapshot.write(tmp_path / "0002-b", {"x": [0, {1}]}, {"at": "b"})
 
 
@@ -387,8 +411,9 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(Keeper, "_save", die_in_the_second)
             shutil.rmtree("first")
-            with pytest.raises(KilledError):
+            with pytest.raises(KilledError) as killed:
                 learn("first")
+        assert killed.value.__notes__ == ["To go on from 0010-normals-evaluated: python -m medusa_cl.run resume=first"]
         assert not Path("first/summary.json").exists()
         _with_comparisons(*_resumed(compose("config", ["resume=first"]), ["resume=first"]))
     for folder in ("first", second):
@@ -418,3 +443,35 @@ def test_a_member_of_a_study_goes_on_in_the_middle(home: Home, monkeypatch: pyte
     assert steps == ["normals step 3"], "two of three steps of the new task were saved"
     (member,) = Path("study").glob("*/summary.json")
     compare(home.never_stopped("medusa"), member.parent)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB"),
+            TrainingError,
+            "trainer.batch_size=4",
+        ),
+        (OSError(28, "No space left on device"), DataError, "No space left on device, in .* Free some"),
+        (Stopped(15), Stopped, "143"),
+    ],
+)
+def test_whatever_ends_a_run_says_how_to_go_on(
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    kind: type[BaseException],
+    said: str,
+) -> None:
+    def fail(self: object, *arguments: Any) -> None:
+        raise error
+
+    out = f"ended-{kind.__name__}"
+    with monkeypatch.context() as patch:
+        patch.setattr("medusa_cl.strategies.medusa.Medusa.eval", fail)
+        with pytest.raises(kind, match=said) as ended:
+            home.learn(out, *STRATEGIES["medusa"])
+    assert ended.value.__notes__ == [f"To go on from 0004-base-learnt: python -m medusa_cl.run resume={out}"]
+    go_on(out)
+    compare(home.never_stopped("medusa"), Path(out))
