@@ -14,6 +14,8 @@ from medusa_cl.stopping import StopRequest
 AGREE_EVERY = 10
 """Steps between two moments at which processes that train together ask rank 0 what its clock says."""
 
+LABEL_LENGTH = 80
+
 
 class Keeper:
     """Saves a run, and ends it between two steps when that is asked for.
@@ -45,7 +47,7 @@ class Keeper:
     ) -> None:
         self.folder, self.stop = folder, stop or StopRequest()
         self._steps, self._seconds, self._say, self._clock = steps, minutes and 60 * minutes, say, clock
-        self._since, self._at = 0, clock()
+        self._since, self._at, self._said = 0, clock(), set[str]()
         there = snapshot.every(folder)
         self.last: Path | None = there[-1] if there else None
 
@@ -63,6 +65,17 @@ class Keeper:
         self.stop.patient = True
         if self._due():
             self._save(state, about)
+        self.stop.obey()
+
+    def pass_over(self, why: str) -> None:
+        """Take note that a step is over from which the run could not go on.
+
+        Raises:
+            Stopped: The run was asked to stop; the last checkpoint stands.
+        """
+        if why not in self._said:
+            self._said.add(why)
+            self._say(f"No checkpoints inside this task: {why}.")
         self.stop.obey()
 
     def _due(self) -> bool:
@@ -85,16 +98,13 @@ class Keeper:
         self.stop.obey()
 
     def _save(self, state: Callable[[], Any], about: Mapping[str, Any]) -> None:
-        tree = state()
-        if distributed.is_main():
-            self._write(tree, about)
-        self._since, self._at = 0, self._clock()
-
-    def _write(self, tree: Any, about: Mapping[str, Any]) -> None:
         try:
-            label = str(about["at"]).replace("/", "_").replace(" ", "-")
-            self.last = snapshot.write(snapshot.next_name(self.folder, label), tree, about)
-            snapshot.drop_older(self.folder)
+            tree = state()
+            if distributed.is_main():
+                label = str(about["at"]).replace("/", "_").replace(" ", "-")[:LABEL_LENGTH]
+                self.last = snapshot.write(snapshot.next_name(self.folder, label), tree, about)
+                snapshot.drop_older(self.folder)
         except (OSError, SnapshotError) as error:
             kept = f"the last one is {self.last}" if self.last else "there is none yet"
             self._say(f"A checkpoint could not be written ({error}); {kept}. Training goes on.")
+        self._since, self._at = 0, self._clock()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medusa_cl.checkpoint import describe
 from medusa_cl.data.loader import DenseDataset
+from medusa_cl.errors import SnapshotError
 from medusa_cl.keeper import Keeper
 from medusa_cl.results import TaskMatrix
 
@@ -69,7 +70,7 @@ def learn(
             strategy.recall(rows[k])
         else:
             learnt(k, stream.matrix, stream.evaluate())
-        stream.next()
+        stream.next(adopted=k < start - 1)
     return stream.matrix
 
 
@@ -106,7 +107,8 @@ class _Stream:
             self.strategy.train(experience, eval_streams=[])
             self.seconds |= self._spent()
         self._since, self.trained = None, True
-        self._save(f"{label} learnt")
+        if not adopted:
+            self._save(f"{label} learnt")
 
     def evaluate(self) -> Scores:
         k = self.experience
@@ -116,10 +118,12 @@ class _Stream:
         self.matrix.set_row(k, {name: scores[name][self.scenario.tasks[name].primary] for name in scores})
         return scores
 
-    def next(self) -> None:
+    def next(self, adopted: bool) -> None:
+        """Come to the next experience; one that was only gone through is quickly gone through again."""
         label = self.matrix.after[self.experience]
         self.experience, self.trained = self.experience + 1, False
-        self._save(f"{label} evaluated")
+        if not adopted:
+            self._save(f"{label} evaluated")
 
     def _spent(self) -> dict[str, float]:
         if self._since is None:
@@ -128,7 +132,9 @@ class _Stream:
         return {label: self.seconds.get(label, 0.0) + time.perf_counter() - since}
 
     def _step(self) -> None:
-        if self.keeper is not None:
+        if self.keeper is not None and not self.strategy.resumable:
+            self.keeper.pass_over("a plugin makes the batches, so this run can go on from the end of a task only")
+        elif self.keeper is not None:
             place = f"{self.strategy.experience.name} step {self.strategy.steps_done}"
             self.keeper.step(self.state, {"at": place})
 
@@ -137,8 +143,15 @@ class _Stream:
             self.keeper.boundary(self.state, {"at": place})
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on."""
+        """Return all that is needed to go on.
+
+        Raises:
+            SnapshotError: A plugin has something by now that cannot be kept.
+        """
         strategy = self.strategy.state()
+        for known in strategy["ranks"]:
+            if missing := known["plugins"]["lacking"]:
+                raise SnapshotError("; ".join(f"{plugin}: {reason}" for plugin, reason in missing.items()))
         return {
             "experience": self.experience,
             "trained": self.trained,

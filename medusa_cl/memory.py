@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from medusa_cl.errors import TrainingError
 
 ADVICE = (
-    "Set a smaller trainer.batch_size, strategy.cache_features=disk (or off), or trainer.precision=bf16; fewer "
-    "trainer.workers and a smaller scenario.image_size need less, too."
+    "strategy.cache_features=disk (or off) and fewer trainer.workers need less and change no result: a run can go on "
+    "with them. A smaller trainer.batch_size, trainer.precision=bf16 or a smaller scenario.image_size need less, too, "
+    "in a run that is learnt anew."
 )
 # What torch says when it gets no memory, on the CPU and on CUDA (its libraries among it), in errors of no class of
 # their own.

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medusa_cl import kept, rundir
+from medusa_cl import kept, rundir, snapshot
 from medusa_cl.errors import ConfigError, SnapshotError
 
 CHECKPOINTS = "checkpoints"
 COMPARED = "compared.json"
 """In a run's directory: where the runs lie that are compared to it."""
-# What a run that goes on may be given anew: where it runs and where it is recorded, not what it learns.
+# What a run that goes on may be given anew: where it runs and is recorded, and what becomes of it where it could not go
+# on otherwise; not what it learns.
 FREE = (
-    *("resume", "out", "overwrite", "tracking"),
-    *(f"trainer.{key}" for key in ("device", "workers", "processes", "save_steps", "save_minutes")),
+    *("resume", "out", "overwrite", "tracking", "strategy.cache_features", "strategy.cache_dir"),
+    *(f"trainer.{key}" for key in ("device", "workers", "processes", "save_steps", "save_minutes", "on_nan")),
 )
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -40,7 +41,7 @@ def find(name: str, ask_tracker: Callable[[str], str | None] = lambda run_id: No
         path = _tracked(name, ask_tracker)
     chosen = path if path.parent.name == CHECKPOINTS else None
     path = path.parent.parent if chosen is not None else path
-    if not (path / "overrides.yaml").is_file() or (chosen is not None and not chosen.is_dir()):
+    if not (path / "overrides.yaml").is_file() or (chosen is not None and chosen not in snapshot.every(chosen.parent)):
         raise ConfigError(
             f"Expected resume= a run directory, a checkpoint in it, an MLflow run id or last, but found no run in "
             f"{name}. Runs lie under {rundir.RUNS}/<scenario>/."
@@ -49,11 +50,16 @@ def find(name: str, ask_tracker: Callable[[str], str | None] = lambda run_id: No
 
 
 def _last() -> Path:
-    members = {Path(folder) for run in _runs() for folder in compared(run).values()}
-    alone = [run for run in _runs() if run not in members]
+    beside = {Path(folder) for run in _runs() for folder in compared(run).values()}
+    alone = [run for run in _runs() if run.resolve() not in beside]
     if not alone:
         raise ConfigError(f"resume=last, but there is no run under {rundir.RUNS}/ yet.")
-    return max(alone, key=lambda run: (run / "overrides.yaml").stat().st_mtime_ns)
+    last = max(alone, key=lambda run: (run / "overrides.yaml").stat().st_mtime_ns)
+    if (last.parent / "study.json").is_file():
+        raise ConfigError(
+            f"resume=last is a member of the study in {last.parent}. The command that began the study goes on with it."
+        )
+    return last
 
 
 def _tracked(run_id: str, ask_tracker: Callable[[str], str | None]) -> Path:
@@ -70,12 +76,14 @@ def _tracked(run_id: str, ask_tracker: Callable[[str], str | None]) -> Path:
 
 
 def _runs() -> Iterator[Path]:
-    yield from (path.parent for path in rundir.RUNS.glob("*/*/overrides.yaml"))
+    for depth in ("*/*", "*/*/*"):  # a study's members lie in its folder
+        yield from (path.parent for path in rundir.RUNS.glob(f"{depth}/overrides.yaml"))
 
 
-def line(run_dir: Path) -> str:
+def line(run_dir: Path, processes: int = 1) -> str:
     """Return the command that goes on with a run."""
-    return f"python -m medusa_cl.run resume={shlex.quote(str(run_dir))}"
+    several = f"torchrun --nproc_per_node={processes} -m medusa_cl.run trainer=ddp"
+    return f"{several if processes > 1 else 'python -m medusa_cl.run'} resume={shlex.quote(str(run_dir))}"
 
 
 def compared(run_dir: Path) -> dict[str, str]:
@@ -87,7 +95,7 @@ def compared(run_dir: Path) -> dict[str, str]:
 
 def note_compared(run_dir: Path, overrides: str, folder: Path) -> None:
     """Take note of where a run lies that is compared to this one."""
-    kept.write(run_dir / COMPARED, {**compared(run_dir), overrides: str(folder)})
+    kept.write(run_dir / COMPARED, {**compared(run_dir), overrides: str(folder.resolve())})
 
 
 def check_same(was: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:

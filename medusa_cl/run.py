@@ -93,7 +93,8 @@ def main() -> None:
             with reported():
                 _hydra_main()
         except stopping.Stopped as stop:
-            print("\n".join(["Stopped.", *getattr(stop, "__notes__", [])]), flush=True)
+            notes = getattr(stop, "__notes__", ["Nothing was learnt yet: the same command begins anew."])
+            print("\n".join(["Stopped.", *notes]), flush=True)
             raise
     distributed.stop()
 
@@ -217,7 +218,9 @@ def _learn_compared(first: Run | Finished, cfg: DictConfig, overrides: Sequence[
     same = [o for o in overrides if o.split("=")[0] not in ("out", "compare", "overwrite")]
     chosen = [*same, *line.split(), "compare=[]"]
     folder = distributed.agreed(resume.compared(first.run_dir).get(line))
-    if folder is not None and Path(folder).is_dir():
+    if folder is not None and not Path(folder).is_dir():
+        first.console.print(f"{folder}, where the run with {line} was, is gone: it is learnt anew", markup=False)
+    elif folder is not None:
         theirs: Any = OmegaConf.load(Path(folder) / "config.yaml")
         for key in ("tracking", "trainer.device", "trainer.workers"):
             OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
@@ -437,8 +440,9 @@ class Finished:
     @property
     def summary(self) -> dict[str, Any]:
         """What was found."""
-        found: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text(encoding="utf-8"))
-        return found
+        from medusa_cl import kept
+
+        return kept.read_summary(self.run_dir)
 
 
 @dataclass
@@ -465,6 +469,7 @@ class Run:
     frozen: bool = False
     saved: Snapshot | None = None
     again: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
     lock: Any = None
     same_code: bool = True
     left_out: int = 0
@@ -497,6 +502,7 @@ def learn_stream(
     """
     import torch
 
+    from medusa_cl import snapshot
     from medusa_cl.learn import timed
 
     if folder is not None and distributed.decided(functools.partial(_is_finished, folder)):
@@ -515,8 +521,11 @@ def learn_stream(
                 _write_config(cfg, overrides, run_dir)
                 made_in(run_dir)
             lock = rundir.held(run_dir)
+            if chosen is not None and distributed.is_main():
+                snapshot.drop_newer(chosen)
+            asked = _plain_config(cfg)
             made = _set_up(cfg, device, run_dir, start, _console(), stages, saved)
-            made.again, made.lock = folder is not None, lock
+            made.again, made.lock, made.asked = folder is not None, lock, asked
     stages["set-up"] -= stages["data"]
     with _closing(made):
         _learn(made)
@@ -660,7 +669,10 @@ def _closing(made: Run) -> Iterator[None]:
         made.bars.close()
         if made.beside is not None:
             made.beside.terminate()
-        stopped = isinstance(error, KeyboardInterrupt | stopping.Stopped)
+        _STOP.patient = False
+        stopping.release()
+        by_signal = isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+        stopped = by_signal or isinstance(error, KeyboardInterrupt)
         with suppress(OSError):
             made.recorder.finish("KILLED" if stopped else "FAILED")
         made.lock.release()
@@ -679,7 +691,7 @@ def _how_to_go_on(made: Run) -> str:
 
     there = snapshot.every(made.run_dir / resume.CHECKPOINTS)
     where = f"from {there[-1].name}" if there else "from the beginning, as nothing was saved yet"
-    return f"To go on {where}: {resume.line(made.run_dir)}"
+    return f"To go on {where}: {resume.line(made.run_dir, distributed.world())}"
 
 
 # ---------------------------------------------------------------- checks and names
@@ -800,7 +812,7 @@ def _set_up(
         same_code=saved is None or saved.tree["depends"] == _digest(key),
     )
     if not made.same_code:
-        console.print("It was begun on another device, or with other code or packages: bits may differ from here on.")
+        console.print("It was begun on another device, or with other code or options: bits may differ from here on.")
     if cfg.trainer.processes > 1 and _reference_names(made):
         made.beside = _learn_references_beside(made)
     return made
@@ -908,10 +920,10 @@ def _digest(key: Mapping[str, Any]) -> str:
 def _also_saved(made: Run) -> dict[str, Any]:
     """Return what is saved of a run besides what was learnt."""
     return {
-        "config": _plain_config(made.cfg),
+        "config": made.asked,
         "world": distributed.world(),
         "start": None if made.start is None else made.start.plain(),
-        "base_place": made.base_place and str(made.base_place),
+        "base_place": made.base_place and str(made.base_place.resolve()),
         "weights_hash": made.weights_hash,
         "depends": _digest(made.reference_key),
         "data": dict(made.scenario.content_hash),
@@ -1057,21 +1069,23 @@ def _references(made: Run) -> Values:
 
 def _known_references(made: Run) -> Values | None:
     """Return the references of the run this one starts from; None where that has none, or none yet."""
+    from medusa_cl import kept
+
     folder = _base_run(made)
     if folder is None or not (folder / "summary.json").is_file():
         return None
     made.console.print(f"{made.cfg.strategy.name}: references are those of {folder}, with that run's steps")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    values: Values = summary["transfer"]["reference_values"]
+    values: Values = kept.read_summary(folder)["transfer"]["reference_values"]
     return values
 
 
 def _with_parents(made: Run, values: Values) -> Values:
     """Leave the references of tasks that a finished run has learnt as they were: they go with its trainer and head."""
+    from medusa_cl import kept
+
     if not made.cfg.extend or made.start is None:
         return values
-    theirs = json.loads((Path(made.cfg.extend) / "summary.json").read_text(encoding="utf-8"))["transfer"]
-    known = theirs["reference_values"]
+    known = kept.read_summary(Path(made.cfg.extend))["transfer"]["reference_values"]
     return {
         name: {task: known.get(name, {}).get(task, value) for task, value in row.items()}
         for name, row in values.items()

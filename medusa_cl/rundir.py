@@ -32,6 +32,11 @@ def made(out: str | None, overwrite: bool, scenario: str, stem: str) -> Iterator
     path = Path(out) if out else _free(RUNS / scenario, stem)
     aside = path.with_name(f"{path.name}.replaced")
     there = path.is_dir() and any(path.iterdir()) and out is not None
+    if aside.exists():
+        raise ConfigError(
+            f"{aside} holds the run that was in {path} when a process that was to replace it was killed. Move it back "
+            f"(rm -r {path}; mv {aside} {path}) or delete it."
+        )
     if there:
         _check_replaceable(path, overwrite)
         path.rename(aside)

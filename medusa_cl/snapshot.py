@@ -131,6 +131,13 @@ def drop_older(folder: Path, keep: int = 2) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def drop_newer(chosen: Path) -> None:
+    """Remove the snapshots after one: what goes on from it makes others in their place."""
+    for path in every(chosen.parent):
+        if _number(path) > _number(chosen):
+            shutil.rmtree(path)
+
+
 def newest(folder: Path) -> Snapshot | None:
     """Read the newest snapshot of a folder; None where there is none.
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -81,6 +81,13 @@ def deaf(worker: int = 0) -> None:
     signal.signal(signal.SIGTERM, _end_later)
 
 
+def release() -> None:
+    """Let the helpers of this process end as soon as they are told to: nothing needs them any more."""
+    for helper in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(helper.pid or 0, signal.SIGTERM)
+
+
 def end_with_parent() -> None:
     """Let a helper process end when the one that has started it is gone, which SIGKILL gives no time to say."""
     parent = multiprocessing.parent_process()
@@ -94,6 +101,7 @@ def _end_after(parent: Any) -> None:
 
 
 def _end_later(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))  # the second one is meant for this process
     timer = threading.Timer(GRACE, os._exit, (0,))
     timer.daemon = True
     timer.start()

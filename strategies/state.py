@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.utils import concat_datasets
@@ -234,6 +235,8 @@ def _pack(name: str, value: Any) -> Any:
     Raises:
         _Unknown: It holds something else.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if type(value) in PLAIN:
         return value
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):

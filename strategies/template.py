@@ -501,6 +501,11 @@ class DenseTemplate(SupervisedTemplate):
             "guard": self.guard.state_dict(),
         }
 
+    @property
+    def resumable(self) -> bool:
+        """Whether training can go on from the step just taken: batches come from a loader of ours, not a plugin's."""
+        return isinstance(self.dataloader, DenseLoader)
+
     def _place(self) -> dict[str, Any]:
         loader: Any = self.dataloader
         epoch, batch = loader.position

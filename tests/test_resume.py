@@ -19,7 +19,7 @@ from fake_data import fake_dense_hdf5
 from medusa_cl import resume, rundir, snapshot
 from medusa_cl.errors import ConfigError, DataError, SnapshotError, TrainingError
 from medusa_cl.keeper import Keeper
-from medusa_cl.run import _resumed, _study, _with_comparisons, run
+from medusa_cl.run import _resumed, _study, _with_comparisons, finish, learn_stream, run
 from medusa_cl.stopping import Stopped
 from small_run import SMALL, config, miniature, without_pictures
 
@@ -33,6 +33,13 @@ STRATEGIES = {
     "agem": ["strategy=finetune", "plugins=[agem]"],
     "single_task": ["strategy=single_task"],
     "joint_decoder": ["strategy=mtinet"],
+    "epochs": ["trainer.max_steps=null", "trainer.base_steps=null", "trainer.epochs=2", "trainer.batch_size=3"],
+    "early_stopping": [
+        "trainer.epochs=3",
+        "trainer.max_steps=null",
+        "scenario.val_fraction=0.25",
+        "plugins=[early_stopping]",
+    ],
     "disk_val": [
         "strategy.cache_features=disk",
         "trainer.workers=2",
@@ -125,7 +132,7 @@ def killed(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         *[("medusa", saves) for saves in (1, 3, 4, 5, 7, 10)],
         *[(name, saves) for name in ("finetune", "ewc_replay", "lwf", "der") for saves in (2, 7)],
         *[("online_ewc_si", 7), ("agem", 7), ("single_task", 2), ("single_task", 5), ("single_task", 10)],
-        *[("joint_decoder", 2), ("disk_val", 6), ("disk_val", 8)],
+        *[("joint_decoder", 2), ("disk_val", 6), ("epochs", 6), ("epochs", 9), ("early_stopping", 8)],
     ],
 )
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
@@ -180,6 +187,64 @@ def test_a_run_that_starts_from_another_ones_base_goes_on_without_it(home: Home,
     compare(Path(whole["run_dir"]), Path(out))
 
 
+def test_an_extension_goes_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = str(home.never_stopped("medusa"))
+    given = [f"extend={base}", "scenario.stream=[edges]", "trainer.save_steps=1", "references=none", "tracking=off"]
+    whole = run(config(*given, "out=extended"), [*given, "out=extended"])
+    save, done = Keeper._save, [0]
+
+    def die(self: Keeper, *arguments: Any) -> None:
+        save(self, *arguments)
+        done[0] += 1
+        if done[0] == 3:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "_save", die)
+        with pytest.raises(KilledError):
+            run(config(*given, "out=extended-3"), [*given, "out=extended-3"])
+    go_on("extended-3")
+    compare(Path(whole["run_dir"]), Path("extended-3"))
+
+
+def test_an_older_checkpoint_takes_the_place_of_newer_ones(home: Home, killed: Callable[..., str]) -> None:
+    out = killed("medusa", 7)
+    older, _ = snapshot.every(Path(out) / "checkpoints")
+    cfg: Any = OmegaConf.load(f"{out}/config.yaml")
+    finish(learn_stream(cfg, folder=Path(out), chosen=older))
+    compare(home.never_stopped("medusa"), Path(out))
+
+
+def test_a_plugin_that_comes_to_hold_what_cannot_be_kept_costs_no_checkpoint(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medusa_cl.strategies.plugins import LRSchedule
+
+    def hold(self: Any, strategy: Any, **kwargs: Any) -> None:
+        if strategy.experience.task_label == 1:
+            self.held = strategy.model
+
+    monkeypatch.setattr(LRSchedule, "after_training_iteration", hold, raising=False)
+    home.learn("held", *STRATEGIES["medusa"])
+    assert "A checkpoint could not be written (LRSchedule: " in capsys.readouterr().out
+    assert snapshot.every(Path("held/checkpoints"))[-1].name == "0005-base-evaluated"
+
+
+def test_a_plugin_with_batches_of_its_own_leaves_checkpoints_at_the_ends_of_tasks(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medusa_cl.strategies.plugins import LRSchedule
+
+    def feed(self: Any, strategy: Any, **kwargs: Any) -> None:
+        strategy.dataloader = list(strategy.dataloader)
+        self._step = 0
+
+    monkeypatch.setattr(LRSchedule, "before_training_exp", feed)
+    home.learn("fed", *STRATEGIES["medusa"])
+    assert "No checkpoints inside this task: a plugin makes the batches" in capsys.readouterr().out
+    assert snapshot.every(Path("fed/checkpoints"))[-1].name == "0004-normals-evaluated"
+
+
 def test_seconds_go_on_from_what_was_spent(home: Home, killed: Callable[..., str]) -> None:
     out = killed("medusa", 8)
     saved = snapshot.newest(Path(out) / "checkpoints")
@@ -210,8 +275,6 @@ def test_damage_is_named_and_the_checkpoint_before_is_offered(home: Home, killed
         go_on(out)
     folder, chosen = resume.find(str(refusal.value).rpartition("resume=")[2])
     cfg: Any = OmegaConf.load(folder / "config.yaml")
-    from medusa_cl.run import finish, learn_stream
-
     finish(learn_stream(cfg, folder=folder, chosen=chosen))
     compare(home.never_stopped("medusa"), Path(out))
 
@@ -407,7 +470,7 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
         learn("first")
         (second,) = resume.compared(Path("first")).values()
         for folder in ("first", second):
-            shutil.copytree(folder, f"whole/{folder}")
+            shutil.copytree(folder, Path("whole") / Path(folder).name)
         with monkeypatch.context() as patch:
             patch.setattr(Keeper, "_save", die_in_the_second)
             shutil.rmtree("first")
@@ -417,7 +480,7 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
         assert not Path("first/summary.json").exists()
         _with_comparisons(*_resumed(compose("config", ["resume=first"]), ["resume=first"]))
     for folder in ("first", second):
-        compare(Path("whole") / folder, Path(folder))
+        compare(Path("whole") / Path(folder).name, Path(folder))
 
 
 def test_a_member_of_a_study_goes_on_in_the_middle(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,3 +538,22 @@ def test_whatever_ends_a_run_says_how_to_go_on(
     assert ended.value.__notes__ == [f"To go on from 0004-base-learnt: python -m medusa_cl.run resume={out}"]
     go_on(out)
     compare(home.never_stopped("medusa"), Path(out))
+
+
+def test_a_run_that_met_nan_goes_on_without_that_step(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medusa_cl.strategies.template import DenseTemplate
+
+    criterion = DenseTemplate.criterion
+
+    def poisoned(self: DenseTemplate) -> torch.Tensor:
+        loss = criterion(self)
+        return loss * torch.nan if self.experience.task_label == 1 and self.steps_done == 1 else loss
+
+    monkeypatch.setattr(DenseTemplate, "criterion", poisoned)
+    with pytest.raises(TrainingError, match=r"step 2 of .*normals.*trainer\.on_nan=skip"):
+        home.learn("poisoned", *STRATEGIES["medusa"])
+    with pytest.raises(TrainingError, match="step 2"):
+        go_on("poisoned")
+    given = ["resume=poisoned", "trainer.on_nan=skip"]
+    summary = run(config(*given), given)
+    assert summary["steps_left_out"] == 1

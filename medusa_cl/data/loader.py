@@ -526,7 +526,7 @@ def next_batch(loading: Iterator[T]) -> T:
     try:
         return next(loading)
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if lost := lost_worker(error):
+        if getattr(loading, "_num_workers", 0) and (lost := lost_worker(error)):
             raise lost from error
         raise
     except MedusaError as error:
