@@ -63,14 +63,16 @@ def learn(
         if k < stream.experience:
             stream.matrix.set_row(k, rows[k])
             continue
-        if not stream.trained:
-            stream.train(experience, adopted=k < start)
+        if k < start:
+            strategy.adopt(experience)
+        elif not stream.trained:
+            stream.train(experience)
         if k < len(rows):
             stream.matrix.set_row(k, rows[k])
             strategy.recall(rows[k])
         else:
             learnt(k, stream.matrix, stream.evaluate())
-        stream.next(adopted=k < start - 1)
+        stream.next(save=k >= start - 1)  # what was only gone through is quickly gone through again
     return stream.matrix
 
 
@@ -97,18 +99,14 @@ class _Stream:
         # Nobody else is to hold it: it takes as much memory as the model and its optimizer.
         self.strategy.resume(resumed.pop("strategy"), list(self.scenario.train_stream))
 
-    def train(self, experience: Any, adopted: bool) -> None:
+    def train(self, experience: Any) -> None:
         label = self.matrix.after[self.experience]
         self._since = label, time.perf_counter()
         self.strategy.each_step = self._step
-        if adopted:
-            self.strategy.adopt(experience)
-        else:
-            self.strategy.train(experience, eval_streams=[])
-            self.seconds |= self._spent()
+        self.strategy.train(experience, eval_streams=[])
+        self.seconds |= self._spent()
         self._since, self.trained = None, True
-        if not adopted:
-            self._save(f"{label} learnt")
+        self._save(f"{label} learnt")
 
     def evaluate(self) -> Scores:
         k = self.experience
@@ -118,11 +116,10 @@ class _Stream:
         self.matrix.set_row(k, {name: scores[name][self.scenario.tasks[name].primary] for name in scores})
         return scores
 
-    def next(self, adopted: bool) -> None:
-        """Come to the next experience; one that was only gone through is quickly gone through again."""
+    def next(self, save: bool) -> None:
         label = self.matrix.after[self.experience]
         self.experience, self.trained = self.experience + 1, False
-        if not adopted:
+        if save:
             self._save(f"{label} evaluated")
 
     def _spent(self) -> dict[str, float]:
