@@ -609,11 +609,12 @@ def _plain_config(cfg: DictConfig) -> dict[str, Any]:
 def finish(made: Run | Finished) -> dict[str, Any]:
     """Compare a learnt run with its references, write its summary and show it."""
     from medusa_cl.snapshot import drop_older
+    from medusa_cl.tracking import owed
     from medusa_cl.tracking.console import report
 
     if isinstance(made, Finished):
         summary = made.summary
-        made.console.print(report(summary, made.run_dir))
+        made.console.print(report(summary, made.run_dir, owed(made.run_dir)))
         return summary | {"run_dir": str(made.run_dir), "objective": _objective(summary)}
     if not distributed.is_main():
         return _finish_beside(made)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from medusa_cl.errors import ConfigError, MedusaError, unknown
+from medusa_cl.rundir import RUNS
 from medusa_cl.tracking.secrets import mask_uri
 
 VERBS = ("ui", "sync")
@@ -58,9 +59,12 @@ def _sync(run: str | None, uri: str | None) -> None:
     if run is None or not (folder / TRACKING_FILE).is_file():
         raise ConfigError(f"Expected run= a run directory, with a {TRACKING_FILE} in it, but got {run}.")
     note = delivery_note(folder)
-    configured = (note["config"].get("tracking") or {}).get("uri")
-    uri = uri or configured or os.environ.get("MLFLOW_TRACKING_URI") or note.get("tracker", {}).get("uri")
-    tracker = MLflowTracker(note["tags"]["scenario"], uri=uri, runs=folder.parent.parent)
+    tracking = note["config"].get("tracking") or {}
+    noted = note.get("tracker", {}).get("uri") or note.get("target")
+    uri = uri or tracking.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or noted
+    beside = folder.resolve().parent.parent
+    runs = beside if (beside / "mlflow.db").is_file() else RUNS
+    tracker = MLflowTracker(note["tags"]["scenario"], uri=uri, runs=runs, parent_run_id=tracking.get("parent"))
     try:
         deliver(folder, tracker)
     except MedusaError:

@@ -11,19 +11,22 @@ import json
 import logging
 import math
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from medusa_cl import kept
 from medusa_cl.errors import DataError
 from medusa_cl.tracking import files
 from medusa_cl.tracking.files import METRICS_FILE, TRACKING_FILE, read_metrics
-from medusa_cl.tracking.secrets import mask_text, masked
+from medusa_cl.tracking.secrets import mask_text, mask_uri, masked
 
 if TYPE_CHECKING:
     import numpy as np
+    from filelock import BaseFileLock
     from numpy.typing import NDArray
 
     from medusa_cl.tracking.panels import Sample
@@ -37,6 +40,7 @@ __all__ = [
     "deliver",
     "final_metrics",
     "finite",
+    "owed",
     "read_metrics",
 ]
 
@@ -45,6 +49,8 @@ T = TypeVar("T")
 
 # Names a run at its tracker. It is kept before the run is made there, and so finds one that was made but not noted.
 KEY_TAG = "medusa_cl.key"
+# For so many seconds a run that begins waits for its delivery by `track sync`.
+DELIVERY_PATIENCE = 60
 HEATMAP_FILE = "forgetting_heatmap.png"
 TRANSFER_FILE = "transfer_bars.png"
 TABLE_NAME = "task_matrix"
@@ -69,7 +75,7 @@ class Tracker(Protocol):
             tags: what it is found by; `KEY_TAG` is its own.
             run_dir: its directory.
             known: None for a new run. Else it may be there, and is looked for: {} by its key, or what `start` returned
-                before, or {"run_dir": ...} where the key is lost.
+                before, or {"run_dir": ...} by its directory, where the key is lost.
 
         Returns:
             What identifies the run (kept in tracking.json), without secrets.
@@ -123,6 +129,7 @@ class RunRecorder:
         self._clock = clock
         self._note = _opened_note(self.run_dir)
         self._ui_line: str | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -138,8 +145,11 @@ class RunRecorder:
         """Open the record: keeps config and tags (for later delivery) and starts the tracker.
 
         A run whose directory was opened before goes on at the tracker, which is told what it lacks; call `restore`
-        first.
+        first. Until `finish`, no other process tells a tracker of this run.
         """
+        if self._tracker is not None:
+            self._note |= {"target": mask_uri(self._tracker.uri), "missed": False}
+        self._lock = self._forward(lambda t: files.telling(self.run_dir, DELIVERY_PATIENCE))
         files.cut(self.run_dir / METRICS_FILE)
         known = self._note.get("tracker", {}) if files.identity(self._note) else None
         self._note.pop("status", None)
@@ -150,7 +160,7 @@ class RunRecorder:
         if identity is None:
             return
         self._remember(tracker=identity)
-        self._ui_line = self._forward(lambda t: t.ui_line())
+        self._ui_line = self._forward(lambda t: t.ui_line()) or self._ui_line
         if known is not None:
             self._forward(lambda t: _send_all(t, self.run_dir, self._note))
 
@@ -214,7 +224,7 @@ class RunRecorder:
         """
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         files.write_whole(self.run_dir / "task_matrix.csv", matrix_csv)
-        files.write_whole(self.run_dir / "summary.json", text + "\n")
+        kept.write_summary(self.run_dir, text + "\n")
         _draw_figures(summary, self.panels_dir)
         for values, step in final_metrics(summary):
             self.metrics(values, step)
@@ -224,13 +234,15 @@ class RunRecorder:
     def finish(self, status: str = "FINISHED") -> None:
         """Close the tracker's run with status FINISHED, FAILED or KILLED; the directory stays valid whatever it is."""
         try:
-            self._remember(status=status)
-        finally:  # a full disk here is none there
             self._forward(lambda t: t.finish(status))
+            self._remember(status=status)  # once it has been told: a run without it was not
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def ui_line(self) -> str | None:
-        """How to open this run in the tracker's user interface; None when nothing is tracked."""
-        return self._ui_line if self.tracking else None
+        """How to open this run in the tracker's user interface, or how to deliver it there; None without a tracker."""
+        return self._ui_line
 
     def state(self) -> dict[str, Any]:
         """Where the record stands, for a checkpoint, as plain data; what it counts is on the disk."""
@@ -262,14 +274,14 @@ class RunRecorder:
         try:
             return call(self._tracker)
         except Exception as error:  # whatever a tracker raises, training goes on
-            reason = said(error, self._tracker)
-            self._tracker = None
+            reason, command = said(error, self._tracker), sync_line(self.run_dir)
+            self._tracker, self._ui_line, self._note["missed"] = None, _delivers(self.run_dir), True
             logger.warning(
                 "Tracking stopped: %s\nTraining goes on and nothing is lost: %s holds everything. "
-                "Deliver it later with `python -m medusa_cl.track sync run=%s`.",
+                "When the run has ended, deliver it with `%s`.",
                 reason,
                 self.run_dir,
-                self.run_dir,
+                command,
             )
             return None
 
@@ -282,17 +294,55 @@ def deliver(run_dir: Path, tracker: Tracker) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: the directory holds no run.
-        DataError: a file of the record is damaged.
+        DataError: tracking.json is damaged and cannot be rebuilt.
+        ConfigError: another process tells a tracker of this run.
     """
+    lock = files.telling(run_dir)
+    try:
+        return _delivered(run_dir, tracker)
+    finally:
+        lock.release()
+
+
+def _delivered(run_dir: Path, tracker: Tracker) -> dict[str, str]:
     note = delivery_note(run_dir)
     note.setdefault("key", uuid.uuid4().hex)
     _keep_note(run_dir, note)
     identity = _started(tracker, note, run_dir, note.get("tracker", {}))
-    _keep_note(run_dir, note | {"tracker": identity})
+    note = _amended(run_dir, tracker=identity)
+    ended = "status" in note or (run_dir / "summary.json").exists()
     _send_all(tracker, run_dir, note)
-    if "status" in note or (run_dir / "summary.json").exists():
-        tracker.finish(note.get("status", "FINISHED"))
+    if ended:
+        status = note.get("status", "FINISHED")
+        tracker.finish(status)
+        _amended(run_dir, status=status, missed=False)
     return identity
+
+
+def _amended(run_dir: Path, **entries: Any) -> dict[str, Any]:
+    """Set entries of a note as it is by now: a run without a tracker may go on, and end, while it is delivered."""
+    note = files.read_note(run_dir) | entries
+    _keep_note(run_dir, note)
+    return note
+
+
+def sync_line(run_dir: Path) -> str:
+    """Return the command that delivers a run."""
+    return f"python -m medusa_cl.track sync run={shlex.quote(str(run_dir))}"
+
+
+def owed(run_dir: Path) -> str | None:
+    """Return how to deliver what the tracker of a finished run was not told; None where there is no such thing."""
+    try:
+        note = files.read_note(run_dir)
+    except DataError:
+        return _delivers(run_dir)
+    told = "status" in note and not note.get("missed")
+    return None if told or "target" not in note else _delivers(run_dir)
+
+
+def _delivers(run_dir: Path) -> str:
+    return f"{sync_line(run_dir)} delivers what is missing"
 
 
 def delivery_note(run_dir: Path) -> dict[str, Any]:
@@ -433,7 +483,7 @@ def _send_all(tracker: Tracker, run_dir: Path, note: Mapping[str, Any]) -> None:
     """Tell a tracker all that the directory holds; it skips what it has."""
     for name, data in note.get("datasets", {}).items():
         tracker.dataset(name, data["digest"], data["source"])
-    for record in read_metrics(run_dir):
+    for record in read_metrics(run_dir, skip=True):
         known = {name: value for name, value in record["values"].items() if value is not None}
         tracker.metrics(known, record["step"], record["time"])
     tracker.flush()

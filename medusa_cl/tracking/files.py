@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medusa_cl.errors import DataError
+from filelock import BaseFileLock, FileLock, Timeout
+
+from medusa_cl.errors import ConfigError, DataError
 
 METRICS_FILE = "metrics.jsonl"
 TRACKING_FILE = "tracking.json"
+LOCK_FILE = ".tracking.lock"
 Note = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+def telling(run_dir: Path, patience: float = 0) -> BaseFileLock:
+    """Take the right to tell a tracker of a run, until the lock is released or the process is gone.
+
+    Args:
+        run_dir: The run directory.
+        patience: For how many seconds another process is waited for.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    lock = FileLock(run_dir / LOCK_FILE, timeout=patience, thread_local=False)
+    with suppress(NotImplementedError):  # a file system without locks
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"Another process tells MLflow of {run_dir}: the run is going, or is being delivered. Deliver it once "
+                "that has ended."
+            ) from error
+    return lock
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -67,8 +95,12 @@ def durable_size(path: Path) -> int:
         return file.seek(0, os.SEEK_END)
 
 
-def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(run_dir: Path, skip: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the records of metrics.jsonl; a last line that is torn is left out.
+
+    Args:
+        run_dir: The run directory.
+        skip: Leave other damaged lines out too, and name them in a warning.
 
     Raises:
         DataError: Another line is damaged.
@@ -80,7 +112,14 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            yield _record(line, f"{path}, line {number}")
+            try:
+                record = _record(line, f"{path}, line {number}")
+            except DataError as error:
+                if not skip:
+                    raise
+                _log.warning("%s It is left out.", error)
+                continue
+            yield record
 
 
 def _record(line: bytes, place: str) -> dict[str, Any]:
@@ -93,8 +132,8 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
         whole = False
     if not whole:
         raise DataError(
-            f"{place}: expected a record with step, time and values, but got {line[:60]!r}. The file is damaged: go on "
-            "with the run by resume=, which makes it anew from the last checkpoint on, or take the line out."
+            f"{place}: expected a record with step, time and values, but got {line[:60]!r}. The line is damaged: "
+            "take it out. A run that goes on by resume= makes anew what stands after its checkpoint, no line before."
         )
     return dict(record)
 
@@ -112,7 +151,7 @@ def read_note(run_dir: Path) -> Note:
         note = json.loads(path.read_bytes())
         whole = isinstance(note, dict) and all(isinstance(note.get(key, {}), dict) for key in ("config", "tags"))
         whole = whole and all(isinstance(note.get(key, {}), dict) for key in ("datasets", "tracker"))
-        whole = whole and all(isinstance(note.get(key, ""), str) for key in ("key", "status", "model"))
+        whole = whole and all(isinstance(note.get(key, ""), str) for key in ("key", "status", "model", "target"))
     except ValueError:
         whole = False
     if not whole:

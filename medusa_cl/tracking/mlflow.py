@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import sqlite3
 import sys
@@ -16,10 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medusa_cl.errors import ConfigError, DataError
-from medusa_cl.tracking import KEY_TAG, clean_name, finite
+from medusa_cl.errors import ConfigError, DataError, MedusaError
+from medusa_cl.tracking import KEY_TAG, clean_name, finite, said
 from medusa_cl.tracking.holdings import Holdings
-from medusa_cl.tracking.secrets import is_masked, mask_uri
+from medusa_cl.tracking.secrets import hide_in_logs, is_masked, mask_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
+# A run's directory on its machine, hashed: the directory's name alone may be that of another user's run.
+PLACE_TAG = "medusa_cl.place"
 PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH, DIGEST_LENGTH = 100, 1000, 6000, 36
 # Where a run lies or what it continues is not what it does: these differ between equal runs, and params are immutable.
 LOCAL_KEYS = frozenset({"out", "resume", "extend", "base", "overwrite", "hydra", "tracking"})
@@ -208,7 +212,7 @@ class MLflowTracker:
         self._held = Holdings(tags=dict(run.data.tags))
 
     def _reopen(self, known: Mapping[str, str], tags: Mapping[str, str], run_dir: Path) -> bool:
-        run = self._noted(known) or self._searched(known, tags)
+        run = self._noted(known) or self._searched(self._tags(tags, run_dir), "run_dir" in known)
         if run is None:
             return False
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
@@ -234,17 +238,15 @@ class MLflowTracker:
             return None
         return run
 
-    def _searched(self, known: Mapping[str, str], tags: Mapping[str, str]) -> Run | None:
+    def _searched(self, tags: Mapping[str, str], lost: bool) -> Run | None:
         """Return the run that bears the key, or the latest one of the directory where the key is lost."""
         self.experiment_id = prepare_experiment(self.client, self.uri, self.experiment)
-        wanted = [(KEY_TAG, tags.get(KEY_TAG)), ("run_dir", known.get("run_dir"))]
-        for name, value in wanted:
-            if value is None:
+        for name in (KEY_TAG, PLACE_TAG) if lost else (KEY_TAG,):
+            if name not in tags:
                 continue
-            quote = '"' if "'" in value else "'"
             found = self.client.search_runs(
                 [self.experiment_id],
-                f"tags.`{name}` = {quote}{value}{quote}",
+                f"tags.`{name}` = '{tags[name]}'",
                 max_results=1,
                 order_by=["attributes.start_time DESC"],
             )
@@ -257,7 +259,8 @@ class MLflowTracker:
 
         held = self._held.tags
         moved = {name: text for name, text in tags.items() if name not in held}
-        moved |= {name: tags[name] for name in ("run_dir", KEY_TAG) if name in tags and tags[name] != held.get(name)}
+        own = ("run_dir", PLACE_TAG, KEY_TAG)
+        moved |= {name: tags[name] for name in own if name in tags and tags[name] != held.get(name)}
         if self._held.images:
             moved |= {"mlflow.loggedImages": "True"}  # by which the UI looks for pictures
         self.client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in moved.items()])
@@ -272,7 +275,7 @@ class MLflowTracker:
             self.client.log_artifact(self.run_id, str(path), "images")
 
     def _tags(self, tags: Mapping[str, str], run_dir: Path) -> dict[str, str]:
-        named = {"run_dir": str(run_dir), **tags}
+        named = {"run_dir": str(run_dir), PLACE_TAG: _place(run_dir), **tags}
         if tags.get("git"):
             named["mlflow.source.git.commit"] = tags["git"]
         if self.parent_run_id:
@@ -327,6 +330,7 @@ def quiet_client(uri: str) -> MlflowClient:
     """
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    hide_in_logs(uri, ("mlflow", "urllib3"))
     path = sqlite_path(uri)
     if path is None:
         return _client(uri)
@@ -504,17 +508,34 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def _place(run_dir: Path) -> str:
+    return hashlib.sha256(f"{platform.node()}:{Path(run_dir).resolve()}".encode()).hexdigest()[:32]
+
+
 def _shown_uri(uri: str) -> str:
     path = sqlite_path(uri)
     return mask_uri(uri) if path is None else f"{SQLITE}{_relative(path)}"
 
 
 def run_dir_of(run_id: str, uri: str | None = None) -> str | None:
-    """Return the directory that was noted with a run; None where the store has no such run."""
-    from mlflow.exceptions import MlflowException
+    """Return the directory that was noted with a run; None where the store has no such run.
 
-    try:
-        tags = quiet_client(store_uri(uri, Path("runs"))).get_run(run_id).data.tags
-    except MlflowException:
+    Raises:
+        ConfigError: The store cannot be asked.
+        DataError: It is damaged, or stays locked by another process.
+    """
+    tracker = MLflowTracker("", uri=uri)
+    path = sqlite_path(tracker.uri)
+    if path is not None and not path.exists():
         return None
-    return tags.get("run_dir")
+    try:
+        return tracker.client.get_run(run_id).data.tags.get("run_dir")
+    except MedusaError:
+        raise
+    except Exception as error:  # of mlflow or of what it stands on
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise ConfigError(
+            f"The directory of the run {run_id} is not known here, and MLflow at {mask_uri(tracker.uri)} cannot be "
+            f"asked for it: {said(error, tracker)} Name the directory itself."
+        ) from None

@@ -48,6 +48,12 @@ def evaluation(recorder: RunRecorder, learnt: int) -> None:
     recorder.predictions(learnt, {"semseg": [(picture(), None, picture(learnt))]})
 
 
+def gone(recorder: RunRecorder) -> None:
+    """What the system does once the process of a recorder is gone."""
+    assert recorder._lock is not None
+    recorder._lock.release()
+
+
 def fill(recorder: RunRecorder) -> None:
     """Everything a run records."""
     recorder.start(CONFIG, TAGS)

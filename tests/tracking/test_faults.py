@@ -111,6 +111,7 @@ def test_a_uri_that_was_kept_without_its_password_is_asked_for(
 ) -> None:
     recorder = RunRecorder(runs / "rooms" / "a", MLflowTracker("rooms", uri="http://***@host"))
     recorder.start({"tracking": {"uri": "http://***@host"}}, TAGGED)
+    recorder.finish()
     assert not recorder.tracking and "$MLFLOW_TRACKING_URI" in caplog.text
     with pytest.raises(MedusaError, match=r"\$MLFLOW_TRACKING_URI"):
         track.main(["sync", f"run={recorder.run_dir}"])

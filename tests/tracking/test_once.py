@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fake_record import SMALL as CONFIG
-from fake_record import TAGS, draw_nothing, held, learn, losses, store_in
+from fake_record import TAGS, draw_nothing, gone, held, learn, losses, store_in
 
 from medusa_cl.tracking import RunRecorder, deliver, read_metrics
 from medusa_cl.tracking.mlflow import MLflowTracker
@@ -32,6 +32,7 @@ def runs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     """An SQLite store, and figures that take no time."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("medusa_cl.tracking._draw_figures", draw_nothing)
+    monkeypatch.setattr("medusa_cl.tracking.DELIVERY_PATIENCE", 0)
     return store_in(tmp_path / "runs", tmp_path_factory)
 
 
@@ -94,6 +95,7 @@ def test_a_run_killed_at_any_write_and_resumed_is_held_once(
             recorder.start(CONFIG, TAGS)
             learn(recorder, snapshots, 0)
     except KilledError:
+        gone(recorder)
         recorder = recorder_in(runs, lap=1)
         recorder.restore(snapshots.get("state"))
         recorder.start({**CONFIG, "seed": 2}, TAGS)
@@ -139,6 +141,7 @@ def test_a_damaged_note_is_written_anew_and_the_run_found_again(runs: Path, rest
     recorder.flush()
     state = recorder.state()
     (recorder.run_dir / "tracking.json").write_text('{"config": {"seed"')
+    gone(recorder)
     again = recorder_in(runs, lap=1)
     again.restore(state if restored else None)
     again.start(CONFIG, TAGS)
@@ -184,6 +187,7 @@ def test_a_deleted_experiment_is_named(runs: Path, caplog: pytest.LogCaptureFixt
     recorder.start(CONFIG, TAGS)
     client: Any = MLflowTracker("rooms", runs=runs).client
     client.delete_experiment(client.get_experiment_by_name("rooms").experiment_id)
+    gone(recorder)
     again = recorder_in(runs, lap=1)
     with caplog.at_level(logging.WARNING):
         again.start(CONFIG, TAGS)
@@ -203,14 +207,18 @@ def test_a_model_that_was_begun_is_completed_and_never_logged_twice(
         recorder.start(CONFIG, TAGS)
         with pytest.raises(KilledError):
             recorder.model(model)
+    gone(recorder)
     with monkeypatch.context() as patch:
         patch.setattr("medusa_cl.tracking.mlflow._save_model", _killed)
+        second = recorder_in(runs)
         with pytest.raises(KilledError):
-            recorder_in(runs).start(CONFIG, TAGS)  # which delivers what is lacking
+            second.start(CONFIG, TAGS)  # which delivers what is lacking
+    gone(second)
     for _ in range(2):
         again = recorder_in(runs)
         again.start(CONFIG, TAGS)
         again.model(model)
+        gone(again)
     assert again.tracking
     client: Any = MLflowTracker("rooms", runs=runs).client
     run = client.get_run(str(again.run_id))
