@@ -31,12 +31,17 @@ Build = Callable[[Backbone, str, Mapping[str, DenseTask]], MultiTaskModel]
 
 FORMAT, WITHOUT_HASHES = "medusa-cl model 2", "medusa-cl model 1"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+NEXT = "model.json.part"
+"""What describes weights that are being put into their place."""
 _ANOTHER = "Take another checkpoint of the run."
 _log = logging.getLogger(__name__)
 
 
 def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
-    """Write a model into a directory; a file is renamed into its place only when it is whole.
+    """Write a model into a directory, in which there is a whole one at any moment if there was one before.
+
+    The weights come into their place first; should the process be killed then, `load_model` takes the description that
+    had no time to do so.
 
     Args:
         model: The model; its heads, or its coupled decoder, must be of the built-in kinds to be loaded without further
@@ -48,14 +53,18 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    if _whole_next(directory) is not None:
+        os.replace(directory / NEXT, directory / DESCRIPTION)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     part = directory / f"{WEIGHTS}.part"
     save_file(state, part, metadata={"format": FORMAT})
     description = _sealed(describe(model) | {"weights": kept.file_hash(part)})
-    said = directory / f"{DESCRIPTION}.part"
-    said.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, directory / WEIGHTS)
-    os.replace(said, directory / DESCRIPTION)
+    (directory / NEXT).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    for path in (part, directory / NEXT, directory):
+        kept.flush(path)
+    for path, name in ((part, WEIGHTS), (directory / NEXT, DESCRIPTION)):
+        os.replace(path, directory / name)
+        kept.flush(directory)
     return directory
 
 
@@ -107,8 +116,7 @@ def load_model(
         TaskError: A task is none of the built-in ones, and `tasks` lacks it.
     """
     directory = Path(directory)
-    description = _read_description(directory)
-    _check_weights(directory / WEIGHTS, description)
+    description = _read(directory)
     model = build_model(description, tasks, head, directory / DESCRIPTION)
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
@@ -149,9 +157,33 @@ def build_model(
         raise WeightsError(f"{path} is damaged: {error!r}. {_ANOTHER}") from error
 
 
+def _read(directory: Path) -> dict[str, Any]:
+    """Return the description of the weights that are there."""
+    description = _read_description(directory / DESCRIPTION)
+    try:
+        _check_weights(directory / WEIGHTS, description)
+    except WeightsError:
+        if (newer := _whole_next(directory)) is None:
+            raise
+        return newer
+    return description
+
+
+def _whole_next(directory: Path) -> dict[str, Any] | None:
+    """Return what describes the weights that a killed process put into their place; None where there is no such."""
+    if not (directory / NEXT).is_file():
+        return None
+    try:
+        description = _read_description(directory / NEXT)
+        _check_weights(directory / WEIGHTS, description)
+    except WeightsError:
+        return None
+    return description
+
+
 def _check_weights(path: Path, description: Mapping[str, Any]) -> None:
     """Compare the weights with the hash that the description has of them."""
-    if description["format"] == WITHOUT_HASHES:
+    if description["format"] == WITHOUT_HASHES and "weights" not in description:
         _log.warning("%s was written without hashes, by an earlier version: damage to it would not be seen.", path)
         return
     try:
@@ -200,17 +232,17 @@ def _coupled(description: Mapping[str, Any], head: Any, path: Path) -> Build:
     return build
 
 
-def _read_description(directory: Path) -> dict[str, Any]:
-    path = directory / DESCRIPTION
+def _read_description(path: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
-        raise WeightsError(f"Expected a model ({DESCRIPTION} and {WEIGHTS}) in {directory}, but: {error}.") from error
+        raise WeightsError(f"Expected a model ({DESCRIPTION} and {WEIGHTS}) in {path.parent}, but: {error}.") from error
     found = description.get("format") if isinstance(description, dict) else None
     if found not in (FORMAT, WITHOUT_HASHES):
         raise WeightsError(f'Expected format "{FORMAT}" in {path}, but got {found!r}. {_ANOTHER}')
     plain = {key: value for key, value in description.items() if key != "sha256"}
-    if found == FORMAT and description.get("sha256") != kept.digest(plain):
+    expected = kept.digest(plain) if found == FORMAT else None
+    if description.get("sha256") != expected:
         raise WeightsError(f"{path} is damaged, or was edited: its content is not that of its SHA-256. {_ANOTHER}")
     return description
 

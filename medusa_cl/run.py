@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 import hydra.utils
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -148,7 +149,7 @@ def _as_it_was(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> DictC
     Raises:
         SnapshotError: Something else was to be set to another value than the run has.
     """
-    theirs: Any = OmegaConf.load(folder / "config.yaml")
+    theirs: Any = _config_of(folder)
     keys = [override.split("=")[0].lstrip("+~") for override in overrides]
     given = [
         "trainer.distributed" if override == "trainer=ddp" else key
@@ -164,6 +165,21 @@ def _as_it_was(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> DictC
             OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
     theirs.resume = str(folder)
     return cast(DictConfig, theirs)
+
+
+def _config_of(folder: Path) -> DictConfig:
+    """Return the configuration of a run.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{folder / 'config.yaml'} is damaged: {error}. Put it back as it was: the overrides the run was begun with "
+            "are in overrides.yaml beside it."
+        ) from error
 
 
 def _plain_value(cfg: DictConfig, key: str) -> Any:
@@ -221,7 +237,7 @@ def _learn_compared(first: Run | Finished, cfg: DictConfig, overrides: Sequence[
     if folder is not None and not Path(folder).is_dir():
         first.console.print(f"{folder}, where the run with {line} was, is gone: it is learnt anew", markup=False)
     elif folder is not None:
-        theirs: Any = OmegaConf.load(Path(folder) / "config.yaml")
+        theirs: Any = _config_of(Path(folder))
         for key in ("tracking", "trainer.device", "trainer.workers"):
             OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
         return learn_stream(cast(DictConfig, theirs), chosen, folder=Path(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,10 +84,12 @@ def from_base(name: str) -> Start:
 
     Raises:
         ConfigError: There is no such model.
+        DataError: The summary of its run is damaged.
     """
     path = rundir.find_base(name)
     run = path.parents[1] if path.parts[-2:] == rundir.BASE.parts else None
-    summary = kept.read(run / "summary.json") if run else None  # none yet where the run goes on beside this one
+    done = run is not None and (run / kept.SUMMARY).is_file()  # not yet where the run goes on beside this one
+    summary = kept.read_summary(run) if run and done else None
     before = summary["provenance"]["weights_hash"] if summary else None
     said = f"starts from {path}: its base tasks are not learnt again"
     return Start(path, 1, said, weights_hash=before, parent=run, references=True)
@@ -123,8 +124,9 @@ def from_run(folder: Path, removed: Sequence[str] = ()) -> Start:
     Raises:
         ConfigError: A task to remove is a base task, or others have learnt from it.
         TaskError: There is no such task.
+        DataError: The summary is damaged.
     """
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = kept.read_summary(folder)
     stays = [task for task in summary["stream"] if task not in removed]
     _check_removable(summary, removed)
     values, after = summary["matrix"]["values"], summary["matrix"]["after"]

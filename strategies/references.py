@@ -97,7 +97,7 @@ def reference_values(recipe: Recipe, names: Sequence[str]) -> dict[str, Values]:
 def _kept_or_learnt(recipe: Recipe, name: str) -> Values:
     wanted = list(recipe.scenario.tasks) if name == SINGLE_TASK else list(recipe.scenario.stream)
     places = {task: recipe.place(name, task) for task in wanted}
-    found = distributed.agreed({task: kept.read(path) for task, path in places.items()})
+    found = distributed.agreed({task: kept.read(path, sealed=True) for task, path in places.items()})
     values: Values = {task: entry["value"] for task, entry in found.items() if entry is not None}
     if values:
         recipe.notify(f"reference {name}: kept from an earlier run ({', '.join(values)})")

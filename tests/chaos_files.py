@@ -449,6 +449,13 @@ def _read_note(folder: Path) -> Any:
     return found
 
 
+def _summary(hashed: bool, folder: Path) -> None:
+    content = {"stream": ["edges"], "matrix": {"after": ["base"], "values": {"depth": [1.25, None], "edges": [50.0]}}}
+    kept.write_summary(folder, json.dumps(content, indent=2) + "\n")
+    if not hashed:
+        (folder / kept.SUMMARY_HASH).unlink()
+
+
 def _matrix(folder: Path) -> None:
     lines = ["after,semseg,depth,normals,edges", "base,10.0,1.0,,", "normals,11.0,1.25,30.0,", "edges,12.0,,31.0,50.0"]
     (folder / "task_matrix.csv").write_text("\n".join(lines) + "\n")
@@ -547,6 +554,8 @@ READERS: dict[str, Reader] = {
     "torch weights": Reader(partial(_weights, "w.pth"), partial(_read_weights, "w.pth"), weight=0.5),
     "snapshot": Reader(_snapshot, _read_snapshot, exact=True, weight=3),
     "kept": Reader(_note, _read_note, exact=True, weight=2),
+    "summary": Reader(partial(_summary, True), kept.read_summary, exact=True, weight=2),
+    "summary before": Reader(partial(_summary, False), kept.read_summary),
     "matrix": Reader(_matrix, _read_matrix),
     "folder": Reader(_own_folder, _read_own_folder, weight=0.5),
     "tasks.yaml": Reader(_own_folder, _read_own_folder, only=("tasks.yaml",)),

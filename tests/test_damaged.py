@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -22,6 +27,7 @@ from medusa_cl.data import features, hdf5
 from medusa_cl.data.hdf5 import HDF5Data, HDF5Writer
 from medusa_cl.errors import DataError, MedusaError, WeightsError
 from medusa_cl.models import MultiTaskModel
+from medusa_cl.strategies import references
 
 SHARES = {name: max(5, count) for name, count in chaos_files.shares(400).items()}
 
@@ -29,6 +35,30 @@ SHARES = {name: max(5, count) for name, count in chaos_files.shares(400).items()
 @pytest.mark.parametrize("name", chaos_files.READERS)
 def test_readers_refuse_damage_or_return_what_was_written(name: str) -> None:
     assert chaos_files.run(name, min(SHARES[name], 2 if name == "rooms" else 40)) == []
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@contextlib.contextmanager
+def killed_after(events: int) -> Any:
+    """End the block before one more file gets its name or is flushed."""
+    left = [events]
+
+    def count(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            if not left[0]:
+                raise KilledError
+            left[0] -= 1
+            return real(*arguments)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KilledError):
+        patch.setattr(os, "replace", count(os.replace))
+        patch.setattr(kept, "flush", count(kept.flush))
+        yield
 
 
 # The check itself
@@ -220,6 +250,77 @@ def test_no_text_of_a_prepared_file_is_of_variable_length(tmp_path: Path) -> Non
     assert "O" not in kinds and "S" in kinds
 
 
+def test_an_append_looks_at_no_images_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, real = list[int](), hdf5._column
+
+    def column(group: Any, name: str, rows: int, columns: Any) -> str:
+        looked.append(rows - columns.get(name, (None, 0))[1])
+        return real(group, name, rows, columns)
+
+    monkeypatch.setattr(hdf5, "_column", column)
+    rows = {"image": np.zeros((1, 8, 8, 3), np.uint8), "depth": np.ones((1, 8, 8), np.uint16)}
+    with HDF5Writer(tmp_path / "a.h5") as writer:
+        for number in range(6):
+            present, extents = {"depth": [number != 1]}, np.array([[8, 8]])
+            writer.append("train", rows, ids=[str(number)], present=present, extents=extents)
+    assert max(looked) == 1
+    HDF5Data(tmp_path / "a.h5", "train").verify()
+
+
+def test_what_a_failed_append_left_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(value: int) -> dict[str, Any]:
+        return {"image": np.full((2, 8, 8, 3), value, np.uint8), "depth": np.ones((2, 8, 8), np.uint16)}
+
+    def full(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    with HDF5Writer(tmp_path / "a.h5") as writer:
+        writer.append("train", rows(1))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(hdf5, "_seal", full)
+            writer.append("train", rows(2))
+        writer.append("train", rows(3))
+    data = HDF5Data(tmp_path / "a.h5", "train")
+    assert [int(data.image(i).max()) for i in range(len(data))] == [1, 1, 3, 3]
+    data.verify()
+
+
+def before(path: Path, version: int) -> Path:
+    """Make a file look as one of an earlier version."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = version
+        if version == 1:
+            file.attrs["format"], file.attrs["about"] = "medusa_cl", "{}"  # of variable length
+    return path
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_earlier_version_is_told_from_a_foreign_one(tmp_path: Path, version: int) -> None:
+    path = before(fake_dense_hdf5(tmp_path / "a.h5", fields=("depth",)), version)
+    said = rf"a\.h5 was made by an earlier version.*version {version} .*medusa_cl\.prepare path=DATA out={path}`"
+    for read in (HDF5Writer, hdf5.groups, lambda path: HDF5Data(path, "train")):
+        with pytest.raises(DataError, match=said):
+            read(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format"] = hdf5.fixed("another")
+    with pytest.raises(DataError, match="another format"):
+        hdf5.groups(path)
+
+
+@pytest.mark.parametrize("harm", ["old", "damaged"])
+def test_rooms_that_are_made_again_are_said_once(tmp_path: Path, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUSA_CL_CACHE", str(tmp_path))
+    path = chaos_files._rooms_in(tmp_path, {"train": 1})
+    before(path, 2) if harm == "old" else path.write_bytes(path.read_bytes()[:-100])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        chaos_files._rooms_in(tmp_path, {"train": 1})
+    expected = "was made by an earlier version of medusa_cl. It is made again" if harm == "old" else "is damaged"
+    (one,) = said
+    assert f"{path} {expected}" in str(one.message)
+    assert hdf5.groups(path) == {"train": 1}
+
+
 # Models and heads
 
 
@@ -258,6 +359,63 @@ def test_a_model_of_the_format_before_is_loaded_with_a_warning(saved: Path, capl
         load_model(saved)
 
 
+def test_a_model_that_only_says_it_is_of_the_format_before_is_refused(saved: Path) -> None:
+    path = saved / DESCRIPTION
+    whole = path.read_text().replace("medusa-cl model 2", "medusa-cl model 1")
+    path.write_text(whole)
+    with pytest.raises(WeightsError, match=r"model\.json is damaged, or was edited"):
+        load_model(saved)
+    description = json.loads(whole)
+    del description["sha256"]
+    path.write_text(json.dumps(description))
+    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes() + b"\0")
+    with pytest.raises(WeightsError, match=r"model\.safetensors is damaged"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("again", [0, 3])
+@pytest.mark.parametrize("events", range(8))
+def test_a_process_killed_while_it_saves_leaves_a_whole_model(
+    tiny_model: Callable[..., MultiTaskModel], tmp_path: Path, events: int, again: int
+) -> None:
+    models = [tiny_model(*names) for names in (("depth",), ("depth", "edges"), ("normals",))]
+    possible = [{key: value.clone() for key, value in model.state_dict().items()} for model in models]
+
+    def found() -> int:
+        loaded = load_model(tmp_path).state_dict()
+        return next(
+            number
+            for number, state in enumerate(possible)
+            if state.keys() == loaded.keys() and all(torch.equal(state[key], loaded[key]) for key in state)
+        )
+
+    save_model(models[0], tmp_path)
+    with killed_after(events):
+        save_model(models[1], tmp_path)
+    there = found()
+    assert there == (events > 3), "three flushes, then the weights get their name"
+    with killed_after(again):
+        save_model(models[2], tmp_path)
+    assert found() == there
+    save_model(models[2], tmp_path)
+    assert found() == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DESCRIPTION, WEIGHTS]
+
+
+def test_files_get_their_names_on_the_disk(
+    tiny_model: Callable[..., MultiTaskModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that outlives a power cut must not stand for missing bytes."""
+    flushed, real = set[int](), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (flushed.add(os.fstat(handle).st_ino), real(handle)))
+    model = tiny_model("depth")
+    save_model(model, tmp_path / "model")
+    model.save_head("depth", tmp_path / "depth.safetensors")
+    kept.write(tmp_path / "note.json", {})
+    kept.write_summary(tmp_path, "{}")
+    assert {path.name for path in tmp_path.rglob("*") if path.stat().st_ino not in flushed} == set()
+
+
 @pytest.mark.parametrize("what", ["weights", "task", "name"])
 def test_heads_that_were_changed_are_refused(
     tiny_model: Callable[..., MultiTaskModel], tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
@@ -280,6 +438,9 @@ def test_heads_that_were_changed_are_refused(
     with pytest.raises(WeightsError, match=r"depth\.safetensors is damaged"):
         model.load_head(path)
     if what == "weights":
+        save_file(tensors, path, said | {"format": "medusa-cl head 1"})
+        with pytest.raises(WeightsError, match=r"depth\.safetensors is damaged"):
+            model.load_head(path)
         del said["sha256"]
         save_file(tensors, path, said | {"format": "medusa-cl head 1"})
         model.load_head(path)
@@ -299,3 +460,68 @@ def test_a_note_that_was_changed_is_nothing_and_that_is_said(tmp_path: Path, cap
     path.write_text('{"mean": 1}')
     assert (kept.read(path), kept.read(path, sealed=True)) == ({"mean": 1}, None)
     assert kept.read(tmp_path / "absent.json") is None and len(caplog.messages) == 3
+
+
+def test_a_reference_without_its_hash_is_learnt_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "single_task-depth.json"
+    recipe: Any = SimpleNamespace(
+        scenario=SimpleNamespace(tasks={"depth": None}), place=lambda name, task: place, notify=lambda line: None
+    )
+    monkeypatch.setattr(references, "_single_task", lambda recipe, names: iter([{"depth": 1.5}]))
+    place.write_text('{"value": 99.0}')
+    assert references.reference_values(recipe, ["single_task"]) == {"single_task": {"depth": 1.5}}
+    monkeypatch.setattr(references, "_single_task", None)
+    assert references.reference_values(recipe, ["single_task"]) == {"single_task": {"depth": 1.5}}, "kept now"
+
+
+# Summaries
+
+SUMMARY = '{"forgetting": {"mean": 0.25}}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (kept.SUMMARY, lambda text: text.replace("0.25", "0.35")),
+        (kept.SUMMARY, lambda text: text[:-9]),
+        (kept.SUMMARY_HASH, lambda text: text[1:]),
+        (kept.SUMMARY_HASH, lambda text: ""),
+    ],
+)
+def test_a_summary_that_is_not_what_was_written_is_refused(
+    tmp_path: Path, name: str, damage: Callable[[str], str]
+) -> None:
+    kept.write_summary(tmp_path, SUMMARY)
+    assert (tmp_path / kept.SUMMARY).read_text() == SUMMARY
+    assert (tmp_path / kept.SUMMARY_HASH).read_text().split() == [
+        hashlib.sha256(SUMMARY.encode()).hexdigest(), "summary.json",
+    ]  # fmt: skip
+    assert kept.read_summary(tmp_path) == {"forgetting": {"mean": 0.25}}
+    path = tmp_path / name
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DataError, match=rf"summary\.json is damaged, or was edited.*resume={tmp_path}"):
+        kept.read_summary(tmp_path)
+
+
+def test_a_summary_of_before_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept.write_summary(tmp_path, SUMMARY)
+    kept.read_summary(tmp_path)
+    assert caplog.messages == []
+    (tmp_path / kept.SUMMARY_HASH).unlink()
+    assert kept.read_summary(tmp_path) == {"forgetting": {"mean": 0.25}}
+    assert ["would not be seen" in message and str(tmp_path) in message for message in caplog.messages] == [True]
+    for content in ("[]", "", "{"):
+        (tmp_path / kept.SUMMARY).write_text(content)
+        with pytest.raises(DataError, match=r"summary\.json is damaged"):
+            kept.read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("events", range(6))
+def test_a_process_killed_while_it_writes_a_summary_leaves_none_or_a_whole_one(tmp_path: Path, events: int) -> None:
+    kept.write_summary(tmp_path, SUMMARY)
+    with killed_after(events):
+        kept.write_summary(tmp_path, '{"new": 1}')
+    there = (tmp_path / kept.SUMMARY).exists()
+    assert there == (events > 4), "two flushes and a name for each file; the folder's last flush comes after"
+    assert not there or kept.read_summary(tmp_path) == {"new": 1}
+    assert not list(tmp_path.glob("*.part"))

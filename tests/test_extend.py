@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 import medusa_cl
-from medusa_cl.errors import ConfigError, TaskError
+from medusa_cl.errors import ConfigError, DataError, TaskError
 from medusa_cl.models import MultiTaskModel
 from medusa_cl.run import run
 from medusa_cl.scenarios.dense import DenseScenario
@@ -161,6 +161,24 @@ def test_a_task_can_be_replaced(home: Home) -> None:
     heads_kept = {f"heads/{task}.safetensors" for task in ("semseg", "depth", "normals")}
     assert not different & heads_kept
     assert "heads/edges.safetensors" in different
+
+
+def test_a_summary_that_was_changed_is_refused_and_can_be_made_anew(home: Home) -> None:
+    shutil.copytree("normals", "changed")
+    path, before = Path("changed/summary.json"), summary("changed")
+    depth = str(before["matrix"]["values"]["depth"][0])
+    for damaged in (path.read_text().replace(depth, "0.5"), path.read_text()[:-20]):
+        path.write_text(damaged)
+        said = r"changed/summary\.json is damaged, or was edited.*delete it and go on with the run by resume=changed"
+        with pytest.raises(DataError, match=said):
+            home.extend("refused", "extend=changed", "scenario.stream=[edges]")
+        with pytest.raises(DataError, match=said):
+            home.run("refused", "base=changed")
+        with pytest.raises(DataError, match=said):
+            run(config("resume=changed"), ["resume=changed"])
+    path.unlink()
+    run(config("resume=changed"), ["resume=changed"])
+    assert summary("changed") == before
 
 
 def test_new_heads_can_have_another_width_and_take_more_steps(home: Home) -> None:

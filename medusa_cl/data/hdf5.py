@@ -11,7 +11,8 @@ targets in compact types, one compressed chunk an image. A dataset's attributes 
     id            N string       only where images have names (UTF-8, at most 256 bytes)
 
 and the file a dataset `about`, the facts as JSON. A group's attribute `seal` holds the number of images, the fields
-they have, and a SHA-256 of all that is not the fields' bytes. Rows after that number belong to an interrupted append:
+they have, and a SHA-256 of all that is not the fields' bytes, made of one for each column of it: to add rows, no others
+are read. Rows after that number belong to an interrupted append:
 they are not read, and the next append writes over them. Texts are of fixed length throughout: what HDF5 keeps of
 variable ones has no checksum, and it can hang on what is left of them.
 """
@@ -45,9 +46,10 @@ if TYPE_CHECKING:  # torch is imported where a tensor is made: processes that on
     from torch import Tensor
 
 Array = NDArray[Any]
+Columns = dict[str, tuple[Any, int]]  # by name: the SHA-256 of its first rows, and how many these are
 
 FORMAT = "medusa_cl"
-VERSION = 2
+VERSION = 3
 MEMORY_LIMIT = 1 << 30
 ID_BYTES = 256  # of fixed length: HDF5's variable ones are lost with a process killed while it writes
 TEXT_BYTES = 60_000  # of an attribute: HDF5 has room for 64 KiB
@@ -315,7 +317,7 @@ class HDF5Writer:
         for name, names in (classes or {}).items():
             self.fields[name] = dataclasses.replace(self.fields[name], classes=tuple(names))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._whole = set[str]()
+        self._sealed: dict[str, Columns] = {}
         self._file = self._open()
 
     def _open(self) -> h5py.File:
@@ -384,24 +386,30 @@ class HDF5Writer:
         cut = [(slice(None),) * 2] * size if extents is None else [tuple(map(slice, extent)) for extent in extents]
         digests = np.stack([self._digest(arrays, has, row, cut[row]) for row in range(size)])
         parts = self._file.require_group(group)
-        start = self._start(parts, group)
+        start, columns = self._start(parts, group)
         self._describe(parts, start, extents, ids, size)
         for name in sorted({*arrays, *_fields(parts)}):
             self._extend(parts, name, start, arrays.get(name), has.get(name, np.zeros(size, bool)))
         self._file.flush()
         _put(parts, "digest", start, digests)
-        parts.attrs["content_hash"] = fixed(_content_hash(parts["digest"][()]))
+        parts.attrs["content_hash"] = fixed(_column(parts, "digest", start + size, columns))
         self._file.flush()
-        _seal(parts, start + size)  # last: it is what makes the rows count
+        _seal(parts, start + size, columns)  # last: it is what makes the rows count
         self._file.flush()
+        self._sealed[group] = columns
 
-    def _start(self, parts: h5py.Group, group: str) -> int:
-        """Return how many images there are; damage must not get a new seal, so the old one is looked at once."""
+    def _start(self, parts: h5py.Group, group: str) -> tuple[int, Columns]:
+        """Return how many images there are, and their columns' hashes.
+
+        Damage must not get a new seal, so the old one is looked at once, and again after an append that failed.
+        """
         rows, names, said = _sealed(parts)
-        if rows and group not in self._whole and _seal_of(parts, rows, names) != said:
-            raise DataError(f"{self.path} is damaged: group {group} is not what it was sealed as. {_REMAKE}")
-        self._whole.add(group)
-        return rows
+        if rows and group not in self._sealed:
+            columns: Columns = {}
+            if _seal_of(parts, rows, names, columns) != said:
+                raise DataError(f"{self.path} is damaged: group {group} is not what it was sealed as. {_REMAKE}")
+            return rows, columns
+        return rows, self._sealed.pop(group, {})
 
     def _check(self, group: str, arrays: Mapping[str, Array]) -> int:
         if "image" not in arrays:
@@ -672,6 +680,10 @@ class HDF5Data:
         return f"{self.path}: {where} of group {self.group} is damaged. {_REMAKE}"
 
 
+class EarlierVersionError(DataError):
+    """A file of our format is whole as far as one can tell, but was made by an earlier version."""
+
+
 def groups(path: str | Path) -> dict[str, int]:
     """Return the groups of a file of our format and how many images each holds.
 
@@ -738,7 +750,7 @@ def _open(path: Path, mode: str) -> h5py.File:
     try:
         with _header(path):
             found = _format_of(file)
-            version = file.attrs.get("version", 0) if found == FORMAT else 0
+            version = int(file.attrs["version"]) if found == FORMAT else 0
             if version == VERSION:
                 require_own(file)
     except DataError:
@@ -749,9 +761,15 @@ def _open(path: Path, mode: str) -> h5py.File:
     file.close()
     if found == FORMAT and version > VERSION:
         raise DataError(f"{path} has version {version} of the format, newer than {VERSION}: update medusa_cl.")
+    if found == FORMAT:
+        raise EarlierVersionError(
+            f"{path} was made by an earlier version of medusa_cl (version {version} of the format, not {VERSION}): "
+            f"damage to it might not be found. Delete it and make it again as it was made, for instance by "
+            f"`python -m medusa_cl.prepare path=DATA out={path}`."
+        )
     raise DataError(
-        f"{path} is HDF5 of another format, or of a version of ours in which damage cannot be found (attribute "
-        f"`format`: {found!r}, not {FORMAT!r} of version {VERSION}). Convert it, or make it again."
+        f"{path} is HDF5 of another format (attribute `format`: {found!r}, not {FORMAT!r}). Convert it by "
+        "`python -m medusa_cl.prepare` or `HDF5Writer`."
     )
 
 
@@ -792,8 +810,10 @@ def _require_own_data(dataset: h5py.Dataset, where: str) -> None:
 def _format_of(file: h5py.File) -> str | None:
     try:
         return text_of(file.attrs, "format")
-    except (KeyError, ValueError):
+    except KeyError:
         return None
+    except ValueError:  # of variable length, as in version 1, which HDF5 may hang on: it is known by what is beside it
+        return FORMAT if "about" in file.attrs and file.attrs.get("version") == 1 else None
 
 
 def _why_not_open(error: OSError) -> str:
@@ -891,10 +911,10 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _seal(group: h5py.Group, rows: int) -> None:
+def _seal(group: h5py.Group, rows: int, columns: Columns | None = None) -> None:
     """Say how many rows count, in place and in a fixed length: there is then no moment without a seal."""
     names = _fields(group)
-    said = json.dumps({"rows": rows, "fields": names, "sha256": _seal_of(group, rows, names)}).encode()
+    said = json.dumps({"rows": rows, "fields": names, "sha256": _seal_of(group, rows, names, columns)}).encode()
     group.attrs.modify("seal", np.bytes_(said.ljust(-(-len(said) // 1024) * 1024)))
 
 
@@ -906,16 +926,31 @@ def _sealed(group: h5py.Group) -> tuple[int, tuple[str, ...], str]:
     return int(said["rows"]), tuple(said["fields"]), said["sha256"]
 
 
-def _seal_of(group: h5py.Group, rows: int, names: Sequence[str]) -> str:
-    """Hash all that is said of the first rows: what their numbers mean, where they are, their checksums and names."""
+def _seal_of(group: h5py.Group, rows: int, names: Sequence[str], columns: Columns | None = None) -> str:
+    """Hash all that is said of the first rows: what their numbers mean, where they are, their checksums and names.
+
+    Args:
+        group: The group.
+        rows: How many rows.
+        names: Its fields.
+        columns: Hashes of fewer rows of its columns, which are brought up to these.
+    """
+    columns = {} if columns is None else columns
     described = [[name, group[name].shape[1:], dataclasses.asdict(Field.read(group[name]))] for name in names]
-    sha = hashlib.sha256(json.dumps([group.name, rows, described]).encode())
-    for name in names:
-        there = group["has"][name][:rows] if f"has/{name}" in group else np.ones(rows, bool)
-        sha.update(there.tobytes() + group["sum"][name][:rows].tobytes())
-    for name in ("digest", "extent", "id"):
-        sha.update(group[name][:rows].tobytes() if name in group else b"none")
-    return sha.hexdigest()
+    said = [f"{kind}/{name}" for name in names for kind in ("has", "sum")] + ["digest", "extent", "id"]
+    hashes = [_column(group, name, rows, columns) for name in said]
+    return _sha256(json.dumps([group.name, rows, described, hashes]).encode())
+
+
+def _column(group: h5py.Group, name: str, rows: int, columns: Columns) -> str:
+    """Hash the first rows of a dataset, going on from those that are hashed already; empty where there is none."""
+    sha, done = columns.get(name, (hashlib.sha256(), 0))
+    if name not in group and not name.startswith("has/"):
+        return ""
+    more = group[name][done:rows] if name in group else np.ones(rows - done, bool)  # all have it
+    sha.update(more.tobytes())
+    columns[name] = sha, rows
+    return str(sha.hexdigest())
 
 
 def _content_hash(digests: Array) -> str:

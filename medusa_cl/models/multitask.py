@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medusa_cl import kept
 from medusa_cl import tasks as known_tasks
 from medusa_cl.batch import take
 from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
@@ -283,10 +283,9 @@ class MultiTaskModel(nn.Module):
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")  # a stopped process leaves no half file under the real name
         tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-        save_file(tensors, partial, metadata | {"sha256": _hash_of(tensors, metadata)})
-        os.replace(partial, path)
+        with kept.whole(path) as part:
+            save_file(tensors, part, metadata | {"sha256": _hash_of(tensors, metadata)})
 
     def load_head(self, path: str | Path, task: DenseTask | None = None, head: HeadFactory | None = None) -> DenseTask:
         """Add the head of a file that `save_head` wrote.
@@ -436,7 +435,7 @@ def _read_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"Expected a head file of format {FILE_FORMAT!r} in {path}, but got {metadata.get('format')!r}."
         )
     said = metadata.pop("sha256", None)
-    if metadata["format"] == WITHOUT_HASH:
+    if metadata["format"] == WITHOUT_HASH and said is None:
         _log.warning("%s has no hash, as it is of an earlier version: damage to it would not be seen.", path)
     elif said != _hash_of(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its content is not that of its SHA-256. Save the head again.")

@@ -496,9 +496,8 @@ def _send_pictures(tracker: Tracker, run_dir: Path, note: Mapping[str, Any]) -> 
             tracker.image(f"predictions/{series[1]}", path, int(series[2]))
         elif path.name not in (HEATMAP_FILE, TRANSFER_FILE):
             tracker.figure(path)
-    summary = run_dir / "summary.json"
-    if summary.exists():
-        _send_results(tracker, json.loads(summary.read_text(encoding="utf-8")), run_dir / "panels")
+    if (run_dir / "summary.json").exists():
+        _send_results(tracker, kept.read_summary(run_dir), run_dir / "panels")
     if "model" in note and (run_dir / note["model"]).is_dir():
         tracker.model(run_dir / note["model"])
 

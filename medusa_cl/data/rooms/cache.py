@@ -79,7 +79,7 @@ def rooms_file(
     path = rooms_path(size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _missing(_sound(path, size) or {}, counts):
+        if not _missing(_sound(path, size, speak=False) or {}, counts):
             return path
         with FileLock(f"{path}.lock"):
             return _complete(path, size, counts, progress, workers)
@@ -122,38 +122,41 @@ def _about(size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _held(path: Path, size: tuple[int, int]) -> dict[str, int] | None:
-    """How many images of each split a file holds; None, with a warning, when it is damaged or not ours."""
+def _held(path: Path, size: tuple[int, int], speak: bool = True) -> dict[str, int] | None:
+    """How many images of each split a file holds; None, with a warning, when it is damaged, old or not ours."""
     from medusa_cl.data import hdf5  # only the process that reads and writes files needs it
 
     if not path.exists():
         return {}
     try:
         if hdf5.attrs_of(path) != _about(size):
-            _warn(f"{path} holds other data than rooms {VERSION} of this size")
+            _warn(f"{path} holds other data than rooms {VERSION} of this size", speak)
             return None
         return {split: count for split, count in hdf5.groups(path).items() if split in SPLITS}
+    except hdf5.EarlierVersionError:
+        _warn(f"{path} was made by an earlier version of medusa_cl", speak)
     except DataError as error:
-        _warn(f"{path} is damaged ({error})")
-        return None
+        _warn(f"{path} is damaged ({error})", speak)
+    return None
 
 
-def _warn(what: str) -> None:
-    warnings.warn(f"{what}. It is made again.", stacklevel=5)
+def _warn(what: str, speak: bool = True) -> None:
+    if speak:
+        warnings.warn(f"{what}. It is made again.", stacklevel=6)
 
 
-def _sound(path: Path, size: tuple[int, int]) -> dict[str, int] | None:
+def _sound(path: Path, size: tuple[int, int], speak: bool = True) -> dict[str, int] | None:
     """What the finished file holds; None, with a warning, when an image is not what was written.
 
     Reading all of it takes a second, so the state in which it was found whole is remembered beside it.
     """
-    held, note = _held(path, size), path.with_name(path.name + ".verified")
+    held, note = _held(path, size, speak), path.with_name(path.name + ".verified")
     if not held or _text(note) == (state := _state(path)):
         return held
     try:
         _verify(path, held)
     except _DAMAGE as error:
-        _warn(f"{path} is damaged ({error})")
+        _warn(f"{path} is damaged ({error})", speak)
         return None
     with contextlib.suppress(OSError):  # a cache that can only be read is verified anew each time
         partial = note.with_name(f"{note.name}.{os.getpid()}")
