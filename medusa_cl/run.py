@@ -139,7 +139,7 @@ def _resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, lis
     ask = functools.partial(run_dir_of, uri=cfg.tracking.get("uri"))
     folder, chosen = distributed.decided(functools.partial(resume.find, str(cfg.resume), ask))
     theirs = _as_it_was(folder, cfg, overrides)
-    begun: Any = OmegaConf.load(folder / "overrides.yaml")
+    begun = _read_yaml(folder / "overrides.yaml")
     return theirs, [str(override) for override in begun], folder, chosen
 
 
@@ -149,7 +149,7 @@ def _as_it_was(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> DictC
     Raises:
         SnapshotError: Something else was to be set to another value than the run has.
     """
-    theirs: Any = _config_of(folder)
+    theirs: Any = _read_yaml(folder / "config.yaml")
     keys = [override.split("=")[0].lstrip("+~") for override in overrides]
     given = [
         "trainer.distributed" if override == "trainer=ddp" else key
@@ -167,19 +167,16 @@ def _as_it_was(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> DictC
     return cast(DictConfig, theirs)
 
 
-def _config_of(folder: Path) -> DictConfig:
-    """Return the configuration of a run.
+def _read_yaml(path: Path) -> Any:
+    """Return what a run was begun with.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        return cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+        return OmegaConf.load(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{folder / 'config.yaml'} is damaged: {error}. Put it back as it was: the overrides the run was begun with "
-            "are in overrides.yaml beside it."
-        ) from error
+        raise DataError(f"{path} is damaged: {error}. Put it back as it was, or learn anew.") from error
 
 
 def _plain_value(cfg: DictConfig, key: str) -> Any:
@@ -237,7 +234,7 @@ def _learn_compared(first: Run | Finished, cfg: DictConfig, overrides: Sequence[
     if folder is not None and not Path(folder).is_dir():
         first.console.print(f"{folder}, where the run with {line} was, is gone: it is learnt anew", markup=False)
     elif folder is not None:
-        theirs: Any = _config_of(Path(folder))
+        theirs: Any = _read_yaml(Path(folder) / "config.yaml")
         for key in ("tracking", "trainer.device", "trainer.workers"):
             OmegaConf.update(theirs, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
         return learn_stream(cast(DictConfig, theirs), chosen, folder=Path(folder))

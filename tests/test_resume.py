@@ -557,3 +557,11 @@ def test_a_run_that_met_nan_goes_on_without_that_step(home: Home, monkeypatch: p
     given = ["resume=poisoned", "trainer.on_nan=skip"]
     summary = run(config(*given), given)
     assert summary["steps_left_out"] == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml"])
+def test_a_damaged_configuration_is_named(home: Home, killed: Callable[..., str], name: str) -> None:
+    out = killed("medusa", 7)
+    (Path(out) / name).write_bytes(b"trainer: {lr_head: 0.1, \x00")
+    with pytest.raises(DataError, match=rf"{name} is damaged"):
+        _resumed(config(f"resume={out}"), [f"resume={out}"])
