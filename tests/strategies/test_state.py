@@ -200,7 +200,7 @@ def test_a_run_goes_on_as_if_never_stopped(
 ) -> None:
     """Before the third experience, and in the middle of an epoch, in a strategy made anew."""
     run = whole(name)
-    assert not run.states[0]["plugins"]["lacking"]
+    assert not run.states[0]["ranks"][0]["plugins"]["lacking"]
     for at in (0, within(name)):
         torch.manual_seed(at)
         again = made(tiny_model, name, *old(tiny_scenario))
@@ -224,8 +224,8 @@ def test_what_was_restored_is_what_was_kept(
     states = whole(name).states
     other = made(tiny_model, name, *tiny_scenario.tasks.values())
     for state in (states[0], states[within(name)], states[within(name)]):
-        restore(other, state["plugins"], stream(tiny_scenario))
-        assert equal(copied(state_of(other)), state["plugins"]) is True
+        restore(other, state["ranks"][0]["plugins"], stream(tiny_scenario))
+        assert equal(copied(state_of(other)), state["ranks"][0]["plugins"]) is True
 
 
 @pytest.mark.parametrize("name", PLUGINS)
