@@ -73,14 +73,29 @@ def held(path: Path) -> BaseFileLock:
     Raises:
         ConfigError: Another process learns the run.
     """
-    lock = FileLock(path / ".lock", blocking=False)
+    return locked(
+        path / ".lock",
+        f"The run in {path} is being learnt by another process. Stop that one first, or choose another out=.",
+    )
+
+
+def locked(path: Path, refusal: str, patience: float = 0) -> BaseFileLock:
+    """Take a lock for this process, until it is released or the process is gone.
+
+    Args:
+        path: The lock's file.
+        refusal: What to say where another process has it.
+        patience: For how many seconds that one is waited for.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    lock = FileLock(path, timeout=patience, thread_local=False)
     with suppress(NotImplementedError):  # a file system without locks
         try:
             lock.acquire()
         except Timeout as error:
-            raise ConfigError(
-                f"The run in {path} is being learnt by another process. Stop that one first, or choose another out=."
-            ) from error
+            raise ConfigError(refusal) from error
     return lock
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medusa_cl.errors import SnapshotError
-from medusa_cl.kept import file_hash
+from medusa_cl.kept import file_hash, flush
 
 FORMAT = "medusa-cl snapshot 1"
 TREE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
@@ -72,10 +72,10 @@ def write(folder: Path, tree: Any, about: Mapping[str, Any]) -> Path:
         manifest = _signed({"format": FORMAT, "about": dict(about), "files": _hashes(part)})
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (*part.iterdir(), part):
-            _flush(path)
+            flush(path)
         verify(part)
         os.replace(part, folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -177,15 +177,6 @@ def _signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest with the hash of all it says."""
     said = {key: manifest[key] for key in ("format", "about", "files")}
     return {**said, "sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    """Let the disk have it, before anything relies on it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

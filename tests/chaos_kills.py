@@ -49,7 +49,7 @@ PHASES = {
     "pretraining": [f"{TEMPLATE}.optimizer_step"],
     "head training": [f"{TEMPLATE}.optimizer_step"],
     "evaluation": [f"{TEMPLATE}._after_eval_iteration"],
-    "checkpoint writing": ["medusa_cl.snapshot._flush", "medusa_cl.snapshot.verify"],
+    "checkpoint writing": ["medusa_cl.snapshot.flush", "medusa_cl.snapshot.verify"],
     "cache building": ["medusa_cl.data.features._Memory.put", "medusa_cl.data.features._Writer.put"],
     "metric delivery": ["mlflow.MlflowClient.log_batch", "mlflow.MlflowClient.log_image"],
     "references": ["medusa_cl.strategies.references._learn"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 
 from chaos_kills import compare
 from fake_data import fake_dense_hdf5
-from medusa_cl import resume, rundir, snapshot
+from medusa_cl import kept, resume, rundir, snapshot
 from medusa_cl.errors import ConfigError, DataError, SnapshotError, TrainingError
 from medusa_cl.keeper import Keeper
 from medusa_cl.run import _resumed, _study, _with_comparisons, finish, learn_stream, run
@@ -102,23 +103,30 @@ def _there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home.folder)
 
 
+@contextmanager
+def dying(monkeypatch: pytest.MonkeyPatch, saves: int) -> Iterator[pytest.ExceptionInfo[KilledError]]:
+    """Let what is learnt in the block die as soon as it was saved so many times."""
+    save, done = Keeper._save, [0]
+
+    def counting(self: Keeper, *arguments: Any) -> None:
+        save(self, *arguments)
+        done[0] += 1
+        if done[0] == saves:
+            raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError) as killed:
+        patch.setattr(Keeper, "_save", counting)
+        yield killed
+
+
 @pytest.fixture
 def killed(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`(name, saves, *overrides) -> directory` of a run that died when it had been saved so many times."""
 
     def die(name: str, saves: int, *overrides: str) -> str:
-        save, done, out = Keeper._save, [0], f"{name}-{saves}"
-
-        def counting(self: Keeper, *arguments: Any) -> None:
-            save(self, *arguments)
-            done[0] += 1
-            if done[0] == saves:
-                raise KilledError
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Keeper, "_save", counting)
-            with pytest.raises(KilledError):
-                home.learn(out, *STRATEGIES[name], *overrides)
+        out = f"{name}-{saves}"
+        with dying(monkeypatch, saves):
+            home.learn(out, *STRATEGIES[name], *overrides)
         return out
 
     return die
@@ -191,18 +199,8 @@ def test_an_extension_goes_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> No
     base = str(home.never_stopped("medusa"))
     given = [f"extend={base}", "scenario.stream=[edges]", "trainer.save_steps=1", "references=none", "tracking=off"]
     whole = run(config(*given, "out=extended"), [*given, "out=extended"])
-    save, done = Keeper._save, [0]
-
-    def die(self: Keeper, *arguments: Any) -> None:
-        save(self, *arguments)
-        done[0] += 1
-        if done[0] == 3:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "_save", die)
-        with pytest.raises(KilledError):
-            run(config(*given, "out=extended-3"), [*given, "out=extended-3"])
+    with dying(monkeypatch, 3):
+        run(config(*given, "out=extended-3"), [*given, "out=extended-3"])
     go_on("extended-3")
     compare(Path(whole["run_dir"]), Path("extended-3"))
 
@@ -405,7 +403,7 @@ def test_the_last_two_are_kept_and_a_part_is_none(tmp_path: Path) -> None:
 def test_a_full_disk_harms_nothing_and_training_goes_on(
     home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flush, done = snapshot._flush, [0]
+    flush, done = kept.flush, [0]
 
     def full(path: Path) -> None:
         done[0] += 1
@@ -413,7 +411,7 @@ def test_a_full_disk_harms_nothing_and_training_goes_on(
             raise OSError(28, "No space left on device")
         flush(path)
 
-    monkeypatch.setattr(snapshot, "_flush", full)
+    monkeypatch.setattr("medusa_cl.snapshot.flush", full)
     home.learn("full", *STRATEGIES["medusa"])
     assert "A checkpoint could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
     compare(home.never_stopped("medusa"), Path("full"))
@@ -452,14 +450,6 @@ def test_what_may_be_set_anew_and_what_is_refused(home: Home, killed: Callable[.
 
 
 def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, done = Keeper._save, [0]
-
-    def die_in_the_second(self: Keeper, *arguments: Any) -> None:
-        save(self, *arguments)
-        done[0] += 1
-        if done[0] == 13:
-            raise KilledError
-
     def learn(out: str) -> None:
         shutil.rmtree("runs", ignore_errors=True)
         own = [*SMALL, f"scenario.root={home.data}", "references=none", "trainer.save_steps=1", STREAM]
@@ -471,11 +461,9 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
         (second,) = resume.compared(Path("first")).values()
         for folder in ("first", second):
             shutil.copytree(folder, Path("whole") / Path(folder).name)
-        with monkeypatch.context() as patch:
-            patch.setattr(Keeper, "_save", die_in_the_second)
-            shutil.rmtree("first")
-            with pytest.raises(KilledError) as killed:
-                learn("first")
+        shutil.rmtree("first")
+        with dying(monkeypatch, 13) as killed:  # in the second run, for the first is saved ten times
+            learn("first")
         assert killed.value.__notes__ == ["To go on from 0010-normals-evaluated: python -m medusa_cl.run resume=first"]
         assert not Path("first/summary.json").exists()
         _with_comparisons(*_resumed(compose("config", ["resume=first"]), ["resume=first"]))
@@ -484,22 +472,12 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
 
 
 def test_a_member_of_a_study_goes_on_in_the_middle(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, done = Keeper._save, [0]
-
-    def die(self: Keeper, *arguments: Any) -> None:
-        save(self, *arguments)
-        done[0] += 1
-        if done[0] == 7:
-            raise KilledError
-
     shutil.rmtree("runs", ignore_errors=True)
     own = [*SMALL, f"scenario.root={home.data}", "trainer.save_steps=1", STREAM]
     given = [*own, "mode=study", "study.members=[medusa]", "study.seeds=[0]", "out=study"]
     with initialize_config_module("medusa_cl.configs", version_base="1.3"):
-        with monkeypatch.context() as patch:
-            patch.setattr(Keeper, "_save", die)
-            with pytest.raises(KilledError):
-                _study(compose("config", given), given)
+        with dying(monkeypatch, 7):
+            _study(compose("config", given), given)
         steps = []
         monkeypatch.setattr(Keeper, "step", lambda self, state, about: steps.append(about["at"]))
         _study(compose("config", given), given)

@@ -6,13 +6,14 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock
 
-from medusa_cl.errors import ConfigError, DataError
+from medusa_cl.errors import DataError
+from medusa_cl.kept import whole
+from medusa_cl.rundir import locked
 
 METRICS_FILE = "metrics.jsonl"
 TRACKING_FILE = "tracking.json"
@@ -31,30 +32,17 @@ def telling(run_dir: Path, patience: float = 0) -> BaseFileLock:
     Raises:
         ConfigError: Another process has it.
     """
-    lock = FileLock(run_dir / LOCK_FILE, timeout=patience, thread_local=False)
-    with suppress(NotImplementedError):  # a file system without locks
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"Another process tells MLflow of {run_dir}: the run is going, or is being delivered. Deliver it once "
-                "that has ended."
-            ) from error
-    return lock
+    refusal = (
+        f"Another process tells MLflow of {run_dir}: the run is going, or is being delivered. Deliver it once that has "
+        "ended."
+    )
+    return locked(run_dir / LOCK_FILE, refusal, patience)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is the old one or the new one, whole, whenever the process or the machine stops."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def append_line(path: Path, line: str) -> None:
