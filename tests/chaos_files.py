@@ -189,6 +189,15 @@ def _mat(folder: Path) -> None:
     scipy.io.savemat(folder / "splits.mat", content, do_compression=True)
 
 
+def _plain_mat(folder: Path) -> None:
+    """Uncompressed, as no checksum of zlib stands before scipy then; with all that annotations are made of."""
+    import scipy.io
+
+    parts = [{"mask": np.eye(4, dtype=np.uint8), "name": "arm"}, {"mask": np.zeros((4, 4), np.uint8), "name": "leg"}]
+    content = {"anno": {"objects": parts, "cells": np.array(["a", "bc"], dtype=object)}, "numbers": np.arange(6.0)}
+    scipy.io.savemat(folder / "x.mat", content, do_compression=False)
+
+
 def _image(name: str, folder: Path) -> Any:
     array = files.read_image(folder / name)
     assert array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
@@ -535,6 +544,7 @@ READERS: dict[str, Reader] = {
     "png16": Reader(_png16, partial(_map, "map.png")),
     "npy": Reader(lambda folder: np.save(folder / "map.npy", picture()), partial(_map, "map.npy")),
     "tiff": Reader(_tiff, partial(_map, "map.tif")),
+    "mat, plain": Reader(_plain_mat, lambda folder: len(files.read_mat(folder / "x.mat", "anno", "numbers"))),
     "mat": Reader(_mat, lambda folder: files.read_mat(folder / "splits.mat", "trainNdxs", "testNdxs")),
     "split": Reader(lambda folder: [(folder / "train.txt").write_text("a/1\nb/ü\nc\n"), None][1], _split),
     "hdf5": Reader(_hdf5, _read_hdf5, exact=True, weight=6),

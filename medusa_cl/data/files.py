@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_cl.data.mat import check_skeleton
 from medusa_cl.errors import DataError, MedusaError, unknown
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def read_mat(path: Path, *keys: str, sample: bool = True) -> tuple[Any, ...]:
                 raise DataError(
                     f"{path} is a MATLAB v7.3 file (HDF5), but version 5 is expected here. Save it with -v7."
                 )
+        check_skeleton(path)
         found = scipy.io.loadmat(str(path), variable_names=list(keys))
         for key in keys:
             if key not in found:
