@@ -29,8 +29,7 @@ def place(name: str, key: Mapping[str, Any], folder: Path | None = None) -> Path
         key: All that it depends on, as plain data.
         folder: The folder of kept things; runs/.cache by default.
     """
-    text = json.dumps(key, sort_keys=True, default=str)
-    return (folder or RUNS / ".cache") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return (folder or RUNS / ".cache") / f"{name}-{digest(key)[:16]}.json"
 
 
 def read(path: Path, sealed: bool = False) -> Any:
@@ -137,8 +136,8 @@ def flush(path: Path) -> None:
 
 
 def digest(content: Any) -> str:
-    """Return the SHA-256 of plain data, as JSON gives it back; the order of keys makes no difference."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of plain data; the order of keys makes no difference, and what is no JSON counts as text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medusa_cl import kept, rundir, snapshot
+from medusa_cl import kept, rundir
 from medusa_cl.errors import ConfigError, SnapshotError
 
 CHECKPOINTS = "checkpoints"
@@ -41,12 +41,18 @@ def find(name: str, ask_tracker: Callable[[str], str | None] = lambda run_id: No
         path = _tracked(name, ask_tracker)
     chosen = path if path.parent.name == CHECKPOINTS else None
     path = path.parent.parent if chosen is not None else path
-    if not (path / "overrides.yaml").is_file() or (chosen is not None and chosen not in snapshot.every(chosen.parent)):
+    if not (path / "overrides.yaml").is_file() or (chosen is not None and not _is_checkpoint(chosen)):
         raise ConfigError(
             f"Expected resume= a run directory, a checkpoint in it, an MLflow run id or last, but found no run in "
             f"{name}. Runs lie under {rundir.RUNS}/<scenario>/."
         )
     return path, chosen
+
+
+def _is_checkpoint(path: Path) -> bool:
+    from medusa_cl.snapshot import every  # brings torch, which a misspelt key need not wait for
+
+    return path in every(path.parent)
 
 
 def _last() -> Path:

@@ -27,7 +27,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from medusa_cl import __version__, distributed, resume, rundir, stopping
+from medusa_cl import __version__, distributed, kept, resume, rundir, stopping
 from medusa_cl.build import (
     MEDUSA_HEAD,
     arrange_found,
@@ -247,7 +247,7 @@ def _learn_compared(first: Run | Finished, cfg: DictConfig, overrides: Sequence[
 
 def _study(cfg: DictConfig, overrides: list[str]) -> float | None:
     """Compute every member of a study that is not kept yet, and report on all; the same command goes on with it."""
-    from medusa_cl import kept, study
+    from medusa_cl import study
     from medusa_cl.tracking import RunRecorder
     from medusa_cl.tracking.comparison import study_report
 
@@ -453,8 +453,6 @@ class Finished:
     @property
     def summary(self) -> dict[str, Any]:
         """What was found."""
-        from medusa_cl import kept
-
         return kept.read_summary(self.run_dir)
 
 
@@ -653,8 +651,6 @@ def _finish_beside(made: Run) -> dict[str, Any]:
 
 def _keep_run(made: Run, summary: Mapping[str, Any]) -> None:
     """Note that this run is finished, for studies of which it is a part."""
-    from medusa_cl import kept
-
     if made.same_code and not made.cfg.extend and (made.start is None or made.base_place is not None):
         place = run_place(made.cfg, made.scenario, made.reference_key)
         note = kept.read(place, sealed=True)
@@ -823,7 +819,7 @@ def _set_up(
         reference_key=key,
         stages=stages,
         saved=saved,
-        same_code=saved is None or saved.tree["depends"] == _digest(key),
+        same_code=saved is None or saved.tree["depends"] == kept.digest(key),
     )
     if not made.same_code:
         console.print("It was begun on another device, or with other code or options: bits may differ from here on.")
@@ -927,10 +923,6 @@ def _keeper(made: Run, strategy: Medusa) -> Keeper | None:
     return Keeper(folder, steps=trainer.save_steps, minutes=trainer.save_minutes, stop=_STOP, say=say)
 
 
-def _digest(key: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _also_saved(made: Run) -> dict[str, Any]:
     """Return what is saved of a run besides what was learnt."""
     return {
@@ -939,7 +931,7 @@ def _also_saved(made: Run) -> dict[str, Any]:
         "start": None if made.start is None else made.start.plain(),
         "base_place": made.base_place and str(made.base_place.resolve()),
         "weights_hash": made.weights_hash,
-        "depends": _digest(made.reference_key),
+        "depends": kept.digest(made.reference_key),
         "data": dict(made.scenario.content_hash),
         "record": made.recorder.state(),
     }
@@ -1083,8 +1075,6 @@ def _references(made: Run) -> Values:
 
 def _known_references(made: Run) -> Values | None:
     """Return the references of the run this one starts from; None where that has none, or none yet."""
-    from medusa_cl import kept
-
     folder = _base_run(made)
     if folder is None or not (folder / "summary.json").is_file():
         return None
@@ -1095,8 +1085,6 @@ def _known_references(made: Run) -> Values | None:
 
 def _with_parents(made: Run, values: Values) -> Values:
     """Leave the references of tasks that a finished run has learnt as they were: they go with its trainer and head."""
-    from medusa_cl import kept
-
     if not made.cfg.extend or made.start is None:
         return values
     known = kept.read_summary(Path(made.cfg.extend))["transfer"]["reference_values"]

@@ -7,7 +7,6 @@ its place; the one before is kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medusa_cl.errors import SnapshotError
-from medusa_cl.kept import file_hash, flush
+from medusa_cl.kept import digest, file_hash, flush
 
 FORMAT = "medusa-cl snapshot 1"
 TREE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
@@ -176,7 +175,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest with the hash of all it says."""
     said = {key: manifest[key] for key in ("format", "about", "files")}
-    return {**said, "sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
+    return {**said, "sha256": digest(said)}
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from medusa_cl import __version__, distributed, rundir
-from medusa_cl.data.features import AS_IT_IS, PRECISIONS, FrozenFeatures, Need, digest, key_of, need, size
+from medusa_cl.data.features import AS_IT_IS, PRECISIONS, FrozenFeatures, Need, key_of, need, size
 from medusa_cl.data.loader import Augmentation
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, TrainingError, unknown
+from medusa_cl.kept import digest
 from medusa_cl.models.backbone import Backbone
 from medusa_cl.strategies.template import DenseModule
 from medusa_cl.summary import code_hash, packages

@@ -83,6 +83,10 @@ def test_import_medusa_cl_loads_nothing_heavy() -> None:
     assert loaded & {*HEAVY, "torch", "numpy", "hydra", "timm"} == set()
 
 
+def test_a_misspelt_key_need_not_wait_for_torch() -> None:
+    assert loaded_by("import medusa_cl.run") & {*HEAVY, "torch", "numpy", "timm"} == set()
+
+
 def test_what_predict_needs_loads_no_training_library() -> None:
     verb = ", medusa_cl.predict" if (ROOT / "medusa_cl" / "predict.py").exists() else ""
     loaded = loaded_by(f"import medusa_cl.models.multitask, medusa_cl.tasks{verb}")

@@ -6,7 +6,6 @@ the same images, can share them. In float32 what is kept is what the backbone an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from medusa_cl.data.hdf5 import checksum, fixed, require_own, text_of
 from medusa_cl.data.loader import Augmentation, View, next_batch, padded_image
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, TrainingError, unknown
+from medusa_cl.kept import digest
 from medusa_cl.models.backbone import Backbone
 
 AS_IT_IS = Augmentation(flip=False)
@@ -291,11 +291,6 @@ def key_of(source: DenseData, augmentation: Augmentation, batch_size: int, preci
         "kept": precision,
         "format": FORMAT,
     }
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class _Images(Dataset[Tensor]):
