@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chaos_kills import MINIATURE, ROOT, STRATEGIES, Chaos, Kill, compare, look_into_mlflow
+from chaos_kills import MINIATURE, STRATEGIES, Chaos, Kill, compare, look_into_mlflow
 from medusa_cl import snapshot
 from medusa_cl.stopping import Stopped, StopRequest
 
@@ -82,7 +82,3 @@ def test_a_step_is_finished_first_and_a_second_request_stops_at_once() -> None:
     assert stopped.value.code == 130
     with pytest.raises(Stopped):
         request.hear(signal.SIGINT)
-
-
-def test_the_package_is_where_the_script_looks_for_it() -> None:
-    assert (ROOT / "medusa_cl" / "run.py").is_file()
