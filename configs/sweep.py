@@ -9,13 +9,14 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from medusa_cl.errors import MedusaError
 
@@ -160,3 +161,11 @@ def _cpus() -> int:
 
 def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def job_number() -> int | None:
+    """Return the number of this run in a sweep; None for a run by itself."""
+    number: int | None = None
+    if HydraConfig.initialized():
+        number = OmegaConf.select(cast(Any, HydraConfig.get()), "job.num")
+    return number

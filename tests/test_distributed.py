@@ -19,8 +19,9 @@ import ranks_job
 from medusa_cl import distributed
 from medusa_cl.build import check
 from medusa_cl.errors import ConfigError
+from medusa_cl.job import run
 from medusa_cl.losses import balanced_bce, class_frequencies
-from medusa_cl.run import _join, run
+from medusa_cl.run import _join
 from medusa_cl.strategies.ranks import average_statistics
 from small_run import SMALL, config, miniature, small
 

@@ -19,9 +19,9 @@ from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
 from medusa_cl.configs.check import check_overrides
+from medusa_cl.job import run
 from medusa_cl.prepare import main as prepare
 from medusa_cl.resume import FREE
-from medusa_cl.run import run
 from medusa_cl.scenarios.folder import folder_incremental
 from medusa_cl.strategies import compose as verdicts
 from medusa_cl.strategies.medusa import Medusa

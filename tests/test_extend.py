@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 import medusa_cl
 from medusa_cl.errors import ConfigError, DataError, TaskError
+from medusa_cl.job import run
 from medusa_cl.models import MultiTaskModel
-from medusa_cl.run import run
 from medusa_cl.scenarios.dense import DenseScenario
 from medusa_cl.strategies import compose
 from medusa_cl.strategies.medusa import Medusa
@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     os.chdir(folder)
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
-        patch.setattr("medusa_cl.run._single_task_seconds", lambda _: float("inf"))  # no clock decides a test
+        patch.setattr("medusa_cl.job_references._single_task_seconds", lambda _: float("inf"))
         made.run("full", "references=auto")
         made.run("normals", "scenario.stream=[normals]")
         made.run("tuned-normals", "strategy=finetune", "scenario.stream=[normals]")

@@ -87,7 +87,7 @@ def test_a_run_takes_place_on_the_cuda_device(
     """The settings of `make gpu`: bf16, workers, page-locked memory, channels last; the first line says where."""
     from hydra import compose, initialize_config_module
 
-    from medusa_cl.run import run
+    from medusa_cl.job import run
 
     fields = ("semseg", "depth", "normals", "edges")
     data = fake_dense_hdf5(tmp_path / "NYUD_MT.h5", {"train": 8, "test": 4}, fields=fields, classes=40)

@@ -21,10 +21,10 @@ from fake_nyud import write_nyud_pack
 from fake_nyud_mat import write_nyud_mat
 from fake_pascal import write_pascal
 from medusa_cl import build
-from medusa_cl import run as verb
+from medusa_cl import job as verb
 from medusa_cl.errors import DataError
+from medusa_cl.job import run
 from medusa_cl.prepare import prepare
-from medusa_cl.run import run
 from medusa_cl.strategies.plugins import ValSelection
 from medusa_cl.strategies.references import HEAD_OF
 

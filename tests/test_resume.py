@@ -18,10 +18,13 @@ from omegaconf import OmegaConf
 from chaos_kills import compare
 from fake_data import fake_dense_hdf5
 from medusa_cl import kept, resume, rundir, snapshot
+from medusa_cl.continuing import resumed
 from medusa_cl.errors import ConfigError, DataError, SnapshotError, TrainingError
+from medusa_cl.job import finish, learn_stream, run
 from medusa_cl.keeper import Keeper
-from medusa_cl.run import _resumed, _study, _with_comparisons, finish, learn_stream, run
+from medusa_cl.run import _with_comparisons
 from medusa_cl.stopping import Stopped
+from medusa_cl.study_run import run_study
 from small_run import SMALL, config, miniature, without_pictures
 
 STRATEGIES = {
@@ -253,7 +256,7 @@ def test_seconds_go_on_from_what_was_spent(home: Home, killed: Callable[..., str
 def test_a_finished_run_is_shown_and_not_learnt_again(
     home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("medusa_cl.run._set_up", None)
+    monkeypatch.setattr("medusa_cl.job._set_up", None)
     summary = go_on(str(home.never_stopped("medusa")))
     assert summary["matrix"]
     assert "normals" in capsys.readouterr().out
@@ -433,7 +436,7 @@ def test_what_cannot_be_put_back_is_said_at_the_beginning(
 def test_what_may_be_set_anew_and_what_is_refused(home: Home, killed: Callable[..., str]) -> None:
     out = killed("medusa", 7)
     given = [f"resume={out}", "trainer.workers=1", "trainer.lr_head=2e-3", "tracking=off"]
-    cfg, overrides, folder, chosen = _resumed(config(*given), given)
+    cfg, overrides, folder, chosen = resumed(config(*given), given)
     assert (cfg.trainer.workers, cfg.trainer.lr_head, cfg.out) == (1, 2e-3, out)
     assert (folder, chosen) == (Path(out), None)
     assert "trainer.save_steps=1" in overrides
@@ -446,7 +449,7 @@ def test_what_may_be_set_anew_and_what_is_refused(home: Home, killed: Callable[.
         ): r"medusa-7 is a run of another configuration: head_width: 8 in the run, 32 now.* and 17 more\.",
     }.items():
         with pytest.raises(SnapshotError, match=message):
-            _resumed(config(f"resume={out}", *given), [f"resume={out}", *given])
+            resumed(config(f"resume={out}", *given), [f"resume={out}", *given])
 
 
 def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +469,7 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
             learn("first")
         assert killed.value.__notes__ == ["To go on from 0010-normals-evaluated: python -m medusa_cl.run resume=first"]
         assert not Path("first/summary.json").exists()
-        _with_comparisons(*_resumed(compose("config", ["resume=first"]), ["resume=first"]))
+        _with_comparisons(*resumed(compose("config", ["resume=first"]), ["resume=first"]))
     for folder in ("first", second):
         compare(Path("whole") / Path(folder).name, Path(folder))
 
@@ -477,10 +480,10 @@ def test_a_member_of_a_study_goes_on_in_the_middle(home: Home, monkeypatch: pyte
     given = [*own, "mode=study", "study.members=[medusa]", "study.seeds=[0]", "out=study"]
     with initialize_config_module("medusa_cl.configs", version_base="1.3"):
         with dying(monkeypatch, 7):
-            _study(compose("config", given), given)
+            run_study(compose("config", given), given)
         steps = []
         monkeypatch.setattr(Keeper, "step", lambda self, state, about: steps.append(about["at"]))
-        _study(compose("config", given), given)
+        run_study(compose("config", given), given)
     assert steps == ["normals step 3"], "two of three steps of the new task were saved"
     (member,) = Path("study").glob("*/summary.json")
     compare(home.never_stopped("medusa"), member.parent)
@@ -542,4 +545,4 @@ def test_a_damaged_configuration_is_named(home: Home, killed: Callable[..., str]
     out = killed("medusa", 7)
     (Path(out) / name).write_bytes(b"trainer: {lr_head: 0.1, \x00")
     with pytest.raises(DataError, match=rf"{name} is damaged"):
-        _resumed(config(f"resume={out}"), [f"resume={out}"])
+        resumed(config(f"resume={out}"), [f"resume={out}"])

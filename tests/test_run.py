@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from medusa_cl.errors import ConfigError, DataError, MissingDataError, TaskError, TrainingError, WeightsError
-from medusa_cl.run import run
+from medusa_cl.job import run
 from medusa_cl.strategies.references import HEAD_OF
 from small_run import SMALL, config, miniature, small
 
@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_clock() -> Iterator[None]:
     """Single-task nets are learnt where an estimate in seconds allows it: no clock decides a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medusa_cl.run._single_task_seconds", lambda _: float("inf"))
+        patch.setattr("medusa_cl.job_references._single_task_seconds", lambda _: float("inf"))
         yield
 
 
@@ -257,7 +257,7 @@ def test_a_loss_that_explodes_leaves_a_valid_directory(nyud: Path, home: Path) -
 def test_single_task_nets_are_learnt_where_they_are_cheaper_than_the_run(
     nyud: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medusa_cl.run._single_task_seconds", lambda _: 0.0)
+    monkeypatch.setattr("medusa_cl.job_references._single_task_seconds", lambda _: 0.0)
     summary = run(small(nyud, "scenario.base=[depth]", "scenario.stream=[normals]"))
     assert "single_task" in summary["transfer"]["reference_values"]
 

@@ -18,10 +18,11 @@ from rich.console import Console
 
 from medusa_cl import kept
 from medusa_cl.errors import ConfigError
-from medusa_cl.run import _study, run
+from medusa_cl.job import run
 from medusa_cl.study import MEASURES, Member, Outcome, Study, Summary, plan
+from medusa_cl.study_run import run_study
 from medusa_cl.tracking.comparison import COLUMNS, gains_table, markdown, study_report, values_table
-from medusa_cl.tracking.panels import UNKNOWN
+from medusa_cl.tracking.numbers import UNKNOWN
 from small_run import SMALL, miniature, without_pictures
 
 PRIMARY = {
@@ -386,7 +387,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[s
 def study_of(overrides: Sequence[str]) -> Path:
     """Compute a study, as the command line does but in this process, and return its folder."""
     with initialize_config_module("medusa_cl.configs", version_base="1.3"):
-        _study(compose("config", list(overrides)), list(overrides))
+        run_study(compose("config", list(overrides)), list(overrides))
     (folder,) = Path("runs/nyud_incremental").glob("study-*")
     return folder
 
@@ -457,7 +458,7 @@ def _interrupt_after(count: int, overrides: Sequence[str]) -> None:
         return run(cfg, overrides)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("medusa_cl.run.run", learn)
+        patch.setattr("medusa_cl.job.run", learn)
         study_of(overrides)
     assert len(done) == count
 
