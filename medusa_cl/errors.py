@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -53,3 +54,9 @@ def unknown(what: str, got: str, known: Iterable[str], limit: int = 20) -> str:
     names = sorted(str(k) for k in known)
     shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     return f'Unknown {what} "{got}".{nearest(got, names)} Known: {shown}.'
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """Return a path as it can be printed on one line, whatever bytes its name has."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

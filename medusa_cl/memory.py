@@ -90,9 +90,14 @@ def _gone(pid: str, how: str) -> TrainingError:
     return TrainingError(f"A process that loads images{pid} is gone: {why}. {advice}")
 
 
+def ran_out(error: BaseException) -> bool:
+    """Return whether this is an error for want of memory."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
 def _without_memory(error: BaseException, asked: Mapping[str, object]) -> TrainingError | None:
     text = str(error)
-    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
+    if not ran_out(error):
         return None
     on_device = not isinstance(error, MemoryError) and re.search("CUDA|CUDNN|CUBLAS", text)
     tried = _TRIED.search(text)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medusa_cl import losses
+from medusa_cl.colours import coloured
 from medusa_cl.errors import TaskError, unknown
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Loss = Callable[..., tuple[Tensor, Tensor]]
 Draw = Callable[[NDArray[Any]], NDArray[np.uint8]]
 OUTPUTS = ("classes", "binary", "values")
+FAR = 8.0  # metres, from which on depth is drawn alike
 
 
 _MODULES = torch.nn.ModuleDict()  # refuses the names that it has itself, as "type" and "keys"
@@ -48,6 +50,11 @@ def _unrotated(target: Tensor, degrees: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseTask:
     """One dense prediction task.
+
+    Most tasks are one of this module's under another name, or with a field changed:
+
+        humidity = tasks.regression(name="humidity", unit="%", shown=(0, 100))
+        inverse_depth = dataclasses.replace(tasks.depth(name="inverse_depth"), unit="1/m", on_zoom=torch.mul)
 
     Attributes:
         name: The task's name, unique in a stream; also the name of its field in the data.
@@ -419,21 +426,29 @@ def _draw_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.repeat(shade[..., None], 3, axis=2)
 
 
-def _draw_depth(metres: NDArray[Any], far: float = 8.0) -> NDArray[np.uint8]:
-    import matplotlib  # a colour map perceived as even; heavy, so only when a picture is drawn
+def shown_range(task: DenseTask) -> tuple[float, float] | None:
+    """Return the values that the two ends of a task's colours stand for; None where they are no scale."""
+    drawn, given = getattr(task.draw, "func", task.draw), getattr(task.draw, "keywords", {})
+    if drawn is _draw_values:
+        return given["low"], given["high"]
+    if drawn is _draw_depth:
+        return 0.0, given.get("far", FAR)
+    return (0.0, 1.0) if drawn is _draw_grey else None
 
-    colours = matplotlib.colormaps["magma"](np.clip(metres[0] / far, 0, 1))[..., :3]
-    picture: NDArray[np.uint8] = (np.where(metres[0][..., None] > 0, colours, 0) * 255).astype(np.uint8)
-    return picture
+
+def drawn_up_to(task: DenseTask, far: float) -> DenseTask:
+    """Return a task of depth whose colours end at `far` metres; any other task as it is."""
+    drawn = getattr(task.draw, "func", task.draw)
+    return dataclasses.replace(task, draw=functools.partial(drawn, far=far)) if drawn is _draw_depth else task
+
+
+def _draw_depth(metres: NDArray[Any], far: float = FAR) -> NDArray[np.uint8]:
+    return np.where(metres[0][..., None] > 0, coloured("magma", metres[0] / far), np.uint8(0))
 
 
 def _draw_values(values: NDArray[Any], low: float, high: float, ignore: float) -> NDArray[np.uint8]:
-    import matplotlib
-
-    shade = np.clip((values[0] - low) / (high - low), 0, 1)
-    colours = matplotlib.colormaps["viridis"](shade)[..., :3]
-    picture: NDArray[np.uint8] = (np.where(values[0][..., None] != ignore, colours, 0) * 255).astype(np.uint8)
-    return picture
+    shades = coloured("viridis", (values[0] - low) / (high - low))
+    return np.where(values[0][..., None] != ignore, shades, np.uint8(0))
 
 
 def _draw_normals(vectors: NDArray[Any]) -> NDArray[np.uint8]:
