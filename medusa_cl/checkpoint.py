@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from medusa_cl import kept
 from medusa_cl.errors import MedusaError, WeightsError, unknown
@@ -102,6 +102,9 @@ def load_model(
 ) -> MultiTaskModel:
     """Read what `save_model` wrote, on the CPU, in eval mode.
 
+        model = load_model("runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0/model")
+        model.predict(images)["depth"]  # images: B 3 H W in [0, 1]; the answer: B 1 H W, metres
+
     Args:
         directory: The directory.
         tasks: Tasks by name, where they are not built-in ones.
@@ -116,13 +119,30 @@ def load_model(
         TaskError: A task is none of the built-in ones, and `tasks` lacks it.
     """
     directory = Path(directory)
-    description = _read(directory)
+    description, state = read_model(directory)
     model = build_model(description, tasks, head, directory / DESCRIPTION)
     try:
-        model.load_state_dict(load_file(directory / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        model.load_state_dict(state)
+    except RuntimeError as error:
         raise WeightsError(f"Cannot load {directory / WEIGHTS}: {error}. {_ANOTHER}") from error
     return model.eval()
+
+
+def read_model(directory: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_model` wrote without making the model: also where a task or a head is of one's own.
+
+    Returns:
+        What it is made of (see `describe`), and its state dict.
+
+    Raises:
+        WeightsError: A file is missing or damaged (by its hash), or of another format.
+    """
+    directory = Path(directory)
+    description = _read(directory)
+    try:
+        return description, load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"Cannot load {directory / WEIGHTS}: {error}. {_ANOTHER}") from error
 
 
 def build_model(

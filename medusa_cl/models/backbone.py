@@ -155,17 +155,22 @@ class Backbone(nn.Module):
 
     def weights_hash(self) -> str:
         """Return the SHA-256 of the name and all weights and statistics, wherever they lie."""
-        digest = hashlib.sha256(self.name.encode())
-        for key, value in sorted(self.net.state_dict().items()):
-            tensor = value.detach().cpu().contiguous()
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return hash_of_weights(self.name, self.net.state_dict())
 
     def _normalise(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         # Padding after normalisation: zero is then the mean colour.
         return F.pad((image - self.mean) / self.std, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+
+
+def hash_of_weights(name: str, state: Mapping[str, Tensor]) -> str:
+    """Return what `Backbone.weights_hash` would, of a backbone by that name whose net had this state dict."""
+    digest = hashlib.sha256(name.encode())
+    for key, value in sorted(state.items()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,53 @@ from medusa_cl.tasks import DenseTask
 FILE_FORMAT, WITHOUT_HASH = "medusa-cl head 2", "medusa-cl head 1"
 _log = logging.getLogger(__name__)
 PRECISIONS = ("32", "bf16")
+# What BatchNorm counts, and no gradient reaches.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """What a file of a head says of it.
+
+    Attributes:
+        path: The file.
+        task: Its task, as `DenseTask.describe` gave it.
+        head: Its kind: `class` and `config`.
+        backbone: Name of the backbone that it fits.
+        backbone_hash: `Backbone.weights_hash` of that.
+        precision: The precision it answered in; None where the file, of an earlier version, does not say.
+        format: The file's format.
+        parameters: How many numbers it has learnt.
+    """
+
+    path: Path
+    task: Mapping[str, Any]
+    head: Mapping[str, Any]
+    backbone: str
+    backbone_hash: str
+    precision: str | None
+    format: str
+    parameters: int
+
+
+def describe_head(path: str | Path) -> HeadFile:
+    """Look at every byte of a file that `save_head` wrote, and say what it holds; no head is made of it.
+
+    Raises:
+        WeightsError: The file is missing, damaged or of another format.
+    """
+    tensors, found = _read_head(Path(path))
+    with _described_by(path):
+        task, head, backbone = ({**found[key]} for key in ("task", "head", "backbone"))
+        told = (backbone["name"], backbone["hash"], found["precision"], found["format"])
+        if not all(isinstance(text, str) for text in (task["name"], task["kind"], head["class"], *told[:2])):
+            raise TypeError("a name is no text")
+    return HeadFile(Path(path), task, head, *told, count_learnt(tensors))
+
+
+def count_learnt(state: Mapping[str, Tensor]) -> int:
+    """Return the number of values in a state dict that are not statistics."""
+    return sum(value.numel() for key, value in state.items() if key.rpartition(".")[2] not in STATISTICS)
 
 
 class MultiTaskModel(nn.Module):
@@ -280,6 +328,7 @@ class MultiTaskModel(nn.Module):
             "task": json.dumps(self.tasks[name].describe()),
             "head": json.dumps({"class": type(head).__name__, "config": getattr(head, "config", {})}),
             "backbone": json.dumps({"name": self.backbone.name, "hash": self.backbone.weights_hash()}),
+            "precision": self.precision,
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -440,7 +489,8 @@ def _read_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif said != _hash_of(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its content is not that of its SHA-256. Save the head again.")
     with _described_by(path):
-        return tensors, {key: json.loads(metadata[key]) for key in ("task", "head", "backbone")}
+        found = {key: json.loads(metadata[key]) for key in ("task", "head", "backbone")}
+        return tensors, found | {"precision": metadata.get("precision"), "format": metadata["format"]}
 
 
 @contextmanager
