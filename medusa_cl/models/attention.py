@@ -147,7 +147,7 @@ def check_mode(switch: str, mode: str, known: Sequence[str]) -> None:
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize B C H W to `size` (H, W), bilinear, align_corners=False: U of the equations."""
-    size = (int(size[0]), int(size[1]))
+    size = tuple(size)  # as it is: an exporter's sizes are symbols
     return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
