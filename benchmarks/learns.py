@@ -26,7 +26,7 @@ from medusa_cl.losses import valid_depth, valid_labels, valid_map, valid_normals
 from medusa_cl.randomness import generator
 from medusa_cl.results import transfer
 from medusa_cl.tasks import DenseTask
-from medusa_cl.tracking.panels import number, percent
+from medusa_cl.tracking.numbers import number, percent
 
 RUNS = Path("runs/rooms_incremental")
 RESULTS = Path(__file__).resolve().parent / "results"

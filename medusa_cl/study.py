@@ -164,7 +164,7 @@ class Study:
         kept = {"run_dir", "seed", "variant"}
         return {
             "overrides": list(next(m.overrides for m in self.planned if m.name == name)),
-            "aggregates": {key: _aggregate(seeds, [e[key] for e in measured]) for key in MEASURES} if runs else {},
+            "aggregates": {key: aggregate(seeds, [e[key] for e in measured]) for key in MEASURES} if runs else {},
             "values": _values(seeds, [outcome.summary for outcome in runs]),
             "runs": [
                 {
@@ -211,7 +211,7 @@ def _against(reference: str, value: Callable[[Summary, str], float | None], old:
             transfer(value(summary, t), just_learnt(peers[reference], t), summary["primary"][t]["higher_is_better"])
             for t in tasks
         ]
-        return _mean(parts)
+        return mean_of(parts)
 
     return measure
 
@@ -222,13 +222,13 @@ def _forgetting(summary: Summary, peers: Mapping[str, Summary], new: Sequence[st
 
 
 def _added(summary: Summary, peers: Mapping[str, Summary], new: Sequence[str]) -> float | None:
-    return _mean([summary["cost"]["params_added"].get(task) for task in new])
+    return mean_of([summary["cost"]["params_added"].get(task) for task in new])
 
 
 def _seconds_added(summary: Summary, peers: Mapping[str, Summary], new: Sequence[str]) -> float | None:
     """A new task's training; where all are learnt together that is all of it."""
     seconds = summary["cost"]["train_seconds"]
-    return _mean([seconds.get(task, sum(seconds.values())) for task in new])
+    return mean_of([seconds.get(task, sum(seconds.values())) for task in new])
 
 
 MEASURES: Mapping[str, Callable[[Summary, Mapping[str, Summary], Sequence[str]], float | None]] = {
@@ -245,22 +245,23 @@ MEASURES: Mapping[str, Callable[[Summary, Mapping[str, Summary], Sequence[str]],
 """What is said of a run: its summary, the runs of the same seed and variant by member, the new tasks -> a number."""
 
 
-def _mean(parts: Iterable[float | None]) -> float | None:
+def mean_of(parts: Iterable[float | None]) -> float | None:
+    """Return the mean; None where a part has no value, for the mean over the others is another quantity."""
     values = list(parts)
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _aggregate(seeds: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
+def aggregate(seeds: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
     """Return the mean and the spread over seeds, of each seed the mean over its variants."""
     by_seed: dict[int, list[float | None]] = {}
     for seed, value in zip(seeds, values, strict=True):
         by_seed.setdefault(seed, []).append(value)
-    mean, spread, why = mean_and_spread([_mean(parts) for parts in by_seed.values()])
+    mean, spread, why = mean_and_spread([mean_of(parts) for parts in by_seed.values()])
     return {"mean": mean, "spread": spread, "n": len(by_seed), "why_null": why}
 
 
 def _values(seeds: Sequence[int], summaries: Sequence[Summary]) -> dict[str, Any]:
     """The final value of each task."""
     tasks = dict.fromkeys(task for summary in summaries for task in (*summary["base"], *summary["stream"]))
-    return {task: _aggregate(seeds, [final(summary, task) for summary in summaries]) for task in tasks}
+    return {task: aggregate(seeds, [final(summary, task) for summary in summaries]) for task in tasks}

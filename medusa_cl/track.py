@@ -1,62 +1,126 @@
-"""Look at runs in MLflow (`python -m medusa_cl.track ui`), or deliver what a server missed (`... sync run=DIR`)."""
+"""Look at runs in MLflow (`python -m medusa_cl.track ui`), deliver what a server missed (`sync`), or print tables."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from medusa_cl import shell
 from medusa_cl.errors import ConfigError, MedusaError, unknown
 from medusa_cl.rundir import RUNS
 from medusa_cl.tracking.secrets import mask_uri
 
-VERBS = ("ui", "sync")
-USAGE = """usage: python -m medusa_cl.track ui [uri=URI]          serve the MLflow UI on 127.0.0.1:5000
-       python -m medusa_cl.track sync run=DIR [uri=URI]    deliver a run directory to MLflow"""
+STORE = shell.Option("URI", "the store; else $MLFLOW_TRACKING_URI, else runs/mlflow.db", None)
+PORTS = range(1, 2**16)
 
 
-def main(arguments: list[str]) -> None:
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) not in PORTS:
+        raise ValueError(f"a port number, {PORTS.start} to {PORTS.stop - 1}")
+    return int(text)
+
+
+UI = shell.Usage(
+    "track ui",
+    "Serve MLflow's pages of all runs, for this machine only, and say where they are. Ctrl-C ends it.",
+    {
+        "run": shell.Option("DIR|last|ID", "a run whose own page is named too: its directory or MLflow id", None),
+        "port": shell.Option("PORT", "default: 5000, or the next that is free", None, _port),
+        "uri": STORE,
+    },
+    (
+        "run=last",
+        "run=runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0",
+        "port=8080",
+        "uri=sqlite:////data/shared/mlflow.db   # a store elsewhere",
+    ),
+)
+SYNC = shell.Usage(
+    "track sync",
+    "Deliver to MLflow what it lacks of a run, each thing once: its server was down, or the run was not tracked.",
+    {"run": shell.Option("DIR", "the run directory"), "uri": STORE},
+    (
+        "run=runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0",
+        "run=runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0 uri=http://tracking.example:5000",
+    ),
+)
+
+
+FORMATS = ("md", "latex", "csv")
+TABLES, MAIN = ("final", "forgetting", "transfer", "cost"), ("final", "transfer")
+
+
+def _digits(text: str) -> int:
+    if text not in tuple("0123456789"):
+        raise ValueError("a number of decimals, 0 to 9")
+    return int(text)
+
+
+def _runs(text: str) -> tuple[str, ...]:
+    """Read a list; a directory may have commas in its name, and a pattern may end in a bracket."""
+    listed = text.startswith("[") and text.endswith("]")
+    return (text,) if Path(text).exists() or not (listed or "," in text) else shell.names(text)
+
+
+TABLE = shell.Usage(
+    "track table",
+    "Print the tables of a paper: runs by configuration, with mean and spread over seeds. Said besides goes to stderr.",
+    {
+        "runs": shell.Option(
+            "[DIR,...]", "run directories, folders or patterns of them, a study, last, or MLflow ids", form=_runs
+        ),
+        "format": shell.Option(
+            "md|latex|csv", "Markdown, LaTeX with booktabs, or every number", "md", shell.one_of(*FORMATS)
+        ),
+        "tables": shell.Option("[NAME,...]", f"of {', '.join(TABLES)} (default: {','.join(MAIN)})", MAIN, shell.names),
+        "by": shell.Option("[KEY,...]", "what rows are named by first (default: strategy)", ("strategy",), shell.names),
+        "digits": shell.Option("N", "decimals (default: as many as mean something)", None, _digits),
+        "out": shell.Option("FILE", "where to write them (default: stdout)", None),
+    },
+    (
+        "runs=runs/rooms_incremental",
+        "runs='runs/rooms_incremental/*-s[012]-*' format=latex > table.tex",
+        "runs=runs/rooms_incremental/study-1a2b3c4d tables=final,forgetting,cost format=latex out=tables.tex",
+        "runs=[runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0,last] by=head,strategy digits=1",
+        "runs=runs/rooms_incremental tables=final,forgetting,transfer,cost format=csv out=results.csv",
+    ),
+)
+
+
+def main(arguments: Sequence[str]) -> None:
     """Run the verb.
 
     Raises:
-        ConfigError: The verb or an option is unknown, or `run` is no run directory.
+        ConfigError: The verb or an option is unknown, or what it names is not there.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print("\n\n\n".join(usage.help() for usage, _ in VERBS.values()))
         return
     verb, *rest = arguments
     if verb not in VERBS:
         raise ConfigError(unknown("verb of track", verb, VERBS))
-    options = dict(argument.partition("=")[::2] for argument in rest)
-    for key in options:
-        if key not in ("run", "uri"):
-            raise ConfigError(unknown(f"option of track {verb}", key, ("run", "uri")))
-    if verb == "ui":
-        _serve(options.get("uri"))
-    else:
-        _sync(options.get("run"), options.get("uri"))
+    usage, act = VERBS[verb]
+    if shell.asks_for_help(rest):
+        print(usage.help())
+        return
+    act(**usage.parse(rest))
 
 
-def _serve(uri: str | None) -> None:
-    from medusa_cl.tracking.mlflow import store_uri
+def _serve(run: str | None, port: int | None, uri: str | None) -> None:
+    from medusa_cl.tracking.server import serve
 
-    store = store_uri(uri, Path("runs"))
-    if store.startswith(("http://", "https://")):
-        raise ConfigError(f"{mask_uri(store)} is a server with a page of its own: open that in a browser.")
-    print(
-        "MLflow: http://127.0.0.1:5000/#/experiments (choose Model training at the upper left; Ctrl-C ends)", flush=True
-    )
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = store  # and not among the arguments, which all users of the machine see
-    command = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", "5000"]
-    os.execv(sys.executable, [sys.executable, *command])
+    serve(uri, port, run)
 
 
-def _sync(run: str | None, uri: str | None) -> None:
+def _sync(run: str, uri: str | None) -> None:
     from medusa_cl.tracking import TRACKING_FILE, deliver, delivery_note, said
     from medusa_cl.tracking.mlflow import MLflowTracker
 
-    folder = Path(run or "")
-    if run is None or not (folder / TRACKING_FILE).is_file():
+    folder = Path(run)
+    if not (folder / TRACKING_FILE).is_file():
         raise ConfigError(f"Expected run= a run directory, with a {TRACKING_FILE} in it, but got {run}.")
     note = delivery_note(folder)
     tracking = note["config"].get("tracking") or {}
@@ -77,9 +141,50 @@ def _sync(run: str | None, uri: str | None) -> None:
     print(tracker.ui_line())
 
 
+def _table(
+    runs: Sequence[str], format: str, tables: Sequence[str], by: Sequence[str], digits: int | None, out: str | None
+) -> None:
+    from medusa_cl import kept
+    from medusa_cl.tracking import tables as paper
+    from medusa_cl.tracking import typeset
+    from medusa_cl.tracking.gather import gather
+
+    found = gather(runs, _say)
+    configs = [run.config for run in found]
+    for i in paper.same_runs([run.summary for run in found], configs):
+        _say(f"{found[i].place} is left out: a later run has the same configuration and seed.")
+    given = {"runs": runs, "format": format, "tables": tables, "by": by}
+    typed = [f"{key}={_text(value)}" for key, value in given.items() if value != TABLE.options[key].default]
+    made = paper.tables(
+        [run.summary for run in found], configs, [run.name for run in found],
+        select=tables, by=by, command=paper.said_command(typed),
+    )  # fmt: skip
+    for name in tables:
+        if name not in {table.name for table in made}:
+            _say(f"There is no table {name}: no run has anything for it.")
+    text = typeset.FORMATS[format](made, digits)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with kept.whole(Path(out)) as part:
+        part.write_bytes(text.encode())
+    _say(f"{len(found)} runs: {out}")
+
+
+def _text(words: str | Sequence[str]) -> str:
+    return words if isinstance(words, str) else ",".join(words)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+VERBS: Mapping[str, tuple[shell.Usage, Callable[..., Any]]] = {
+    "ui": (UI, _serve),
+    "sync": (SYNC, _sync),
+    "table": (TABLE, _table),
+}
+
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except MedusaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    shell.end(main)

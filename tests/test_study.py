@@ -6,8 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from medusa_cl.study import MEASURES, Member, Outcome, Study, Summary, plan
 from medusa_cl.study_run import run_study
 from medusa_cl.tracking.comparison import COLUMNS, gains_table, markdown, study_report, values_table
 from medusa_cl.tracking.numbers import UNKNOWN
-from small_run import SMALL, miniature, without_pictures
+from small_run import SMALL, miniature, typed, without_pictures
 
 PRIMARY = {
     "depth": {"metric": "rmse", "unit": "m", "higher_is_better": False},
@@ -371,9 +369,10 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+def lab(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[tuple[Path, list[str]]]:
     """A working directory and the command line of a study in it."""
     folder = tmp_path_factory.mktemp("study")
+    shutil.copyfile(empty_store, folder / "store.db")
     own = ["mode=study", f"study.members=[{','.join(MEMBERS)}]", "study.seeds=[0,1]", "trainer.max_steps=1"]
     tracked = ["tracking=mlflow", "tracking.uri=sqlite:///store.db", f"scenario.root={miniature(folder)}"]
     before = Path.cwd()
@@ -411,7 +410,9 @@ def stamps(*folders: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_study_is_computed_once(lab: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_computed_once(
+    lab: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Interrupted, finished, called again, and once more after a member was lost."""
     home, overrides = lab
     monkeypatch.chdir(home)
@@ -428,10 +429,9 @@ def test_a_study_is_computed_once(lab: tuple[Path, list[str]], monkeypatch: pyte
     _tracked(home, report)
 
     there = stamps(Path("runs/.cache"), *(folder / label for label in labels))
-    command = [sys.executable, "-m", "medusa_cl.run", *overrides]
-    called = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert called.returncode == 0, called.stderr
-    assert "mean and spread over 2 runs" in called.stdout
+    capsys.readouterr()
+    assert typed(*overrides) == 0
+    assert "mean and spread over 2 runs" in capsys.readouterr().out
     assert stamps(Path("runs/.cache"), *(folder / label for label in labels)) == there
     again = read(folder)
     assert all(run["kept"] for member in again["members"].values() for run in member["runs"])

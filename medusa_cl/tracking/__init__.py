@@ -96,6 +96,9 @@ class Tracker(Protocol):
     def table(self, rows: Mapping[str, Sequence[Any]], name: str) -> None:
         """Record a table given as {column: cells}."""
 
+    def note(self, text: str) -> None:
+        """Describe the run in Markdown; what a user wrote in its place stays."""
+
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Record what the run was trained on, by content hash."""
 
@@ -464,6 +467,9 @@ def _send_results(tracker: Tracker, summary: Mapping[str, Any], directory: Path)
     tracker.table(_matrix_table(summary["matrix"], summary["primary"]), TABLE_NAME)
     for name in (HEATMAP_FILE, TRANSFER_FILE):
         tracker.figure(directory / name)
+    from medusa_cl.tracking.typeset import result_note
+
+    tracker.note(result_note(summary))
 
 
 def _matrix_table(matrix: Mapping[str, Any], primary: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medusa_cl.tracking.console import LOOK, WIDTH
-from medusa_cl.tracking.panels import UNKNOWN, number
+from medusa_cl.tracking.folded import Folded
+from medusa_cl.tracking.numbers import UNKNOWN, metric_heading, number
 
 Entry = Mapping[str, Any]
 # measure -> heading, how its mean and spread are written
@@ -33,8 +34,8 @@ SHORTEST_NAME = 12  # letters of a member's name that are shown however many col
 def study_report(report: Mapping[str, Any], folder: Path, ui_line: str | None = None) -> RenderableType:
     """Everything said at the end of a study, from its report alone."""
     runs = max((len(entry["runs"]) for entry in report["members"].values()), default=0)
-    parts: list[RenderableType] = [Text(), gains_table(report, f"mean and spread over {runs} runs"), Text()]
-    parts += [values_table(report), Text()]
+    parts: list[RenderableType] = [Text(), Folded(gains_table(report, f"mean and spread over {runs} runs")), Text()]
+    parts += [Folded(values_table(report)), Text()]
     parts += [Text(line) for line in _without_reference(report)]
     if report["missing"]:
         parts.append(Text(f"Not there yet: {', '.join(report['missing'])}."))
@@ -66,7 +67,7 @@ def values_table(report: Mapping[str, Any]) -> Table:
     """The raw values, in the end."""
     members = report["members"].items()
     tasks = list(dict.fromkeys(task for _, entry in members for task in entry["values"]))
-    headings = [" ".join([task, *_metric(report["primary"].get(task, {}))]) for task in tasks]
+    headings = [f"{task} {metric_heading(report['primary'].get(task, {}))}".rstrip() for task in tasks]
     rows = [[name, *(_value(entry["values"].get(task, {})) for task in tasks)] for name, entry in members]
     return _table("Values in the end", ["member", *headings], rows)
 
@@ -111,10 +112,3 @@ def _spread(entry: Entry, mean: Any, deviation: Any) -> str:
     text = str(mean(entry["mean"]))
     spread = entry.get("spread")
     return text if not spread else f"{text}±{deviation(spread)}"
-
-
-def _metric(primary: Entry) -> list[str]:
-    if not primary:
-        return []
-    unit = {"deg": "°"}.get(primary["unit"], primary["unit"])
-    return [part for part in (primary["metric"], unit, "↑" if primary["higher_is_better"] else "↓") if part]

@@ -6,8 +6,9 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -15,8 +16,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -24,11 +25,17 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from medusa_cl import shell
 from medusa_cl.tracking import finite, mean_transfer, reference_values
-from medusa_cl.tracking.panels import UNKNOWN, number, percent
+from medusa_cl.tracking.folded import Folded
+from medusa_cl.tracking.numbers import UNKNOWN, metric_heading, number, percent
 
 WIDTH = 120
 QUIET_SECONDS = 15.0  # between two lines of progress where there is no terminal
+NOTEBOOK_SECONDS = 0.5  # between two looks of the line that changes in a notebook
+BAR = range(8, 31)  # columns that a bar may have
+BESIDE_BAR = 71  # columns of all that stands beside it
+LABEL = 24  # columns that lines of progress leave for what is done
 GAINS = ("control_gain", "feature_gain", "head_gain", "attention_gain")  # columns of the table, in this order
 NOISE = 1.0  # %; head seeds differ by 0.3 to 0.6 points, so less than this is nothing
 # Shared by the tables: no vertical lines, so that they can be pasted anywhere.
@@ -40,10 +47,23 @@ LOOK: dict[str, Any] = {
 }
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave in silence: nobody reads any more."""
+        self.quiet = True
+        shell.unread()
+        raise SystemExit(shell.PIPE_CLOSED)
+
+
 def make_console() -> Console:
-    """The console of a run: at most 120 columns, the same where there is no terminal."""
+    """The console of a run: at most 120 columns, the same where there is no terminal.
+
+    Colours follow NO_COLOR and FORCE_COLOR; only what is a terminal in truth gets anything that moves.
+    """
     found = Console()
-    return Console(highlight=False, width=min(found.width, WIDTH) if found.is_terminal else WIDTH)
+    terminal = found.file.isatty()
+    width = min(found.width, WIDTH) if terminal else WIDTH
+    return _Console(highlight=False, width=width, force_interactive=None if terminal else False)
 
 
 def header(title: str, facts: Mapping[str, Any]) -> RenderableType:
@@ -61,76 +81,116 @@ def header(title: str, facts: Mapping[str, Any]) -> RenderableType:
 class Bar:
     """The progress of one stage; made by `progress`."""
 
-    def __init__(self, label: str, total: int, console: Console, bar: Progress | None, clock: Any) -> None:
+    def __init__(self, label: str, total: int, show: Callable[[Bar], None], clock: Any, pad: int = LABEL) -> None:
         self.label, self.total, self.done, self.images = label, total, 0, 0
-        self._console, self._bar, self._clock = console, bar, clock
-        self._started = self._said = clock()
+        self._show, self._clock, self._pad = show, clock, pad
+        self._started = clock()
         self._loss: float | None = None
-        self._task: TaskID | None = None if bar is None else bar.add_task(label, total=total, rate="", loss="")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return float(self._clock() - self._started)
 
     @property
     def images_per_second(self) -> float | None:
         """Images a second since the stage began; None before the first."""
-        seconds = self._clock() - self._started
-        return self.images / seconds if self.images and seconds > 0 else None
+        return self.images / self.seconds if self.images and self.seconds > 0 else None
 
     def advance(self, steps: int = 1, images: int = 0, loss: float | None = None) -> None:
         """Count steps done and images seen; shows the last finite loss."""
         self.done, self.images = self.done + steps, self.images + images
         self._loss = finite(loss) if finite(loss) is not None else self._loss
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, rate=self._rate(), loss=self._loss_text())
-        elif self._clock() - self._said >= QUIET_SECONDS and self.done < self.total:
-            self._said = self._clock()
-            self._console.print(self._line())
+        self._show(self)
 
     def to(self, done: int, total: int) -> None:
         """Show that `done` of `total` images are done, where each is a step."""
-        if self._bar is not None and self._task is not None and total != self.total:
-            self._bar.update(self._task, total=total)
         self.total = total
         self.advance(done - self.done, done - self.done)
 
-    def close(self) -> None:
-        """Say how the stage ended."""
-        seconds = self._clock() - self._started
-        self._console.print(Text(f"{self._line()}  {seconds:.1f} s"))
-
-    def _line(self) -> str:
+    def line(self) -> str:
+        """Return all of it in one line."""
         width = len(str(self.total))
-        parts = [f"{self.label:<24} {self.done:>{width}}/{self.total}", f"{self._rate():>13}", self._loss_text()]
+        parts = [f"{self.label:<{self._pad}} {self.done:>{width}}/{self.total}", f"{self.rate():>13}", self.loss()]
         return "  ".join(part for part in parts if part.strip())
 
-    def _rate(self) -> str:
+    def rate(self) -> str:
+        """Return the images a second; nothing before the first."""
         rate = self.images_per_second
         return "" if rate is None else f"{rate:.1f} images/s"
 
-    def _loss_text(self) -> str:
+    def loss(self) -> str:
+        """Return the last loss; nothing before the first."""
         return "" if self._loss is None else f"loss {self._loss:.4g}"
 
 
 @contextmanager
 def progress(label: str, total: int, console: Console | None = None, clock: Any = time.perf_counter) -> Iterator[Bar]:
-    """A bar with images/s and loss while the block runs; without a terminal a line every 15 s. One line remains."""
+    """A bar with images/s and loss while the block runs; without a terminal a line every 15 s. One line remains.
+
+    In a notebook the line that remains is the one that has changed in place.
+    """
     console = console or make_console()
-    if not console.is_terminal:
-        bar = Bar(label, total, console, None, clock)
+    pad = max(0, min(LABEL, console.width - 50))
+    if console.is_jupyter and (change := _notebook_line()) is not None:
+        bar = Bar(label, total, _sparse(NOTEBOOK_SECONDS, clock, lambda text: change(text)), clock, pad)
         yield bar
-        bar.close()
+        change(f"{bar.line()}  {bar.seconds:.1f} s")
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>14}"),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        bar = Bar(label, total, console, shown, clock)
+    if console.is_terminal and console.is_interactive:
+        with Progress(*_columns(console), console=console, transient=True) as shown:
+            task = shown.add_task(label, total=total, rate="", loss="")
+
+            def move(bar: Bar) -> None:
+                shown.update(task, completed=bar.done, total=bar.total, rate=bar.rate(), loss=bar.loss())
+
+            bar = Bar(label, total, move, clock, pad)
+            yield bar
+    else:
+        bar = Bar(label, total, _sparse(QUIET_SECONDS, clock, lambda text: console.print(Text(text))), clock, pad)
         yield bar
-    bar.close()
+    console.print(Text(f"{bar.line()}  {bar.seconds:.1f} s"))
+
+
+def _columns(console: Console) -> list[ProgressColumn]:
+    """What stands in the line of a bar; in a narrow terminal first the bar gives way, then the time that is left."""
+    bar = min(console.width - BESIDE_BAR, BAR[-1])
+    spinner = SpinnerColumn("dots" if console.encoding.startswith("utf") else "line")
+    found: list[ProgressColumn] = [spinner, TextColumn("{task.description:<22}")]
+    if bar in BAR:
+        found.append(BarColumn(bar_width=bar))
+    found += [MofNCompleteColumn(), TextColumn("{task.fields[rate]:>14}"), TextColumn("{task.fields[loss]}")]
+    return [*found, TimeRemainingColumn()] if console.width >= BESIDE_BAR else found
+
+
+def _sparse(seconds: float, clock: Any, say: Callable[[str], None]) -> Callable[[Bar], None]:
+    """Return what says how far a stage is, so many seconds apart, and not at its end."""
+    said = clock()
+
+    def show(bar: Bar) -> None:
+        nonlocal said
+        if clock() - said >= seconds and bar.done < bar.total:
+            said = clock()
+            say(bar.line())
+
+    return show
+
+
+def _notebook_line() -> Callable[[str], None] | None:
+    """Return what shows a line in a notebook and changes it from then on; None where there is no IPython."""
+    try:
+        display = import_module("IPython.display").display
+    except ImportError:
+        return None
+    shown: list[Any] = []
+
+    def change(text: str) -> None:
+        if shown:
+            shown[0].update({"text/plain": text}, raw=True)
+        else:
+            shown.append(display({"text/plain": text}, raw=True, display_id=True))
+
+    return change
 
 
 @contextmanager
@@ -156,9 +216,9 @@ def report(summary: Mapping[str, Any], run_dir: Path | str | None = None, ui_lin
         run_dir: the run directory, to say where the pictures are.
         ui_line: how to open the tracker's user interface.
     """
-    parts: list[RenderableType] = [Text(), table(summary)]
+    parts: list[RenderableType] = [Text(), Folded(table(summary), keys=2)]
     if any(reference_values(summary).values()):
-        parts += [Text(), reference_table(summary)]
+        parts += [Text(), Folded(reference_table(summary), keys=2)]
     parts += [Text(), *(Text(line) for line in reading(summary)), Text()]
     parts.append(_pairs(_closing(summary, run_dir, ui_line)))
     return Group(*parts)
@@ -194,7 +254,7 @@ def reference_table(summary: Mapping[str, Any]) -> Table:
         shown.add_column(textwrap.fill(name.replace("_", " "), 14), justify="right", no_wrap=True)
     for task, row in references.items():
         values = [_learnt(summary, task), *(finite(row.get(name)) for name in names)]
-        shown.add_row(_marked(summary, task), _metric(summary["primary"][task]), *map(number, values))
+        shown.add_row(_marked(summary, task), metric_heading(summary["primary"][task]), *map(number, values))
     return shown
 
 
@@ -213,7 +273,7 @@ def _row(summary: Mapping[str, Any], task: str) -> list[str | Text]:
     entry = summary["transfer"]["per_task"].get(task, {})
     return [
         _marked(summary, task),
-        _metric(summary["primary"][task]),
+        metric_heading(summary["primary"][task]),
         number(_learnt(summary, task)),
         number(finite(summary["matrix"]["values"][task][-1])),
         _forgetting(summary, task),
@@ -258,11 +318,6 @@ def _with_means(shown: Table, summary: Mapping[str, Any]) -> Table:
 
 def _heading(key: str) -> str:
     return key.replace("_", "\n").replace("attention", "attent.")  # the whole word would cost two columns of 120
-
-
-def _metric(primary: Mapping[str, Any]) -> str:
-    unit = {"deg": "°", "": ""}.get(primary["unit"], primary["unit"])
-    return " ".join(filter(None, (primary["metric"], unit, "↑" if primary["higher_is_better"] else "↓")))
 
 
 def _learnt(summary: Mapping[str, Any], task: str) -> float | None:

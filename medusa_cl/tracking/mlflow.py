@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import platform
-import shutil
+import re
+import shlex
 import sqlite3
-import sys
 import tempfile
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medusa_cl.errors import ConfigError, DataError, MedusaError
-from medusa_cl.tracking import KEY_TAG, clean_name, finite, said
+from medusa_cl.rundir import RUNS
+from medusa_cl.tracking import KEY_TAG, clean_name, finite, said, views
+from medusa_cl.tracking.explained import EXPERIMENT_NOTE, HEADING, model_note
 from medusa_cl.tracking.holdings import Holdings
 from medusa_cl.tracking.secrets import hide_in_logs, is_masked, mask_uri
 
@@ -34,9 +36,15 @@ logger = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 # A run's directory on its machine, hashed: the directory's name alone may be that of another user's run.
 PLACE_TAG = "medusa_cl.place"
+NOTE_TAG = "mlflow.note.content"  # what the UI shows as the description
+# The kind is by what the UI knows which of its modes an experiment is for.
+EXPERIMENT_TAGS = {NOTE_TAG: EXPERIMENT_NOTE, "mlflow.experimentKind": "custom_model_development"}
+SECTIONED = {"bwt": "forgetting/bwt"}  # what the UI would else put into a section for all that has none
 PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH, DIGEST_LENGTH = 100, 1000, 6000, 36
 # Where a run lies or what it continues is not what it does: these differ between equal runs, and params are immutable.
 LOCAL_KEYS = frozenset({"out", "resume", "extend", "base", "overwrite", "hydra", "tracking"})
+# Equal for all runs, or not about what a run learns.
+BESIDE, CLASS_LEAVES = frozenset({"study", "compare", "remove"}), frozenset({"_target_", "_partial_"})
 PATH_LEAVES = frozenset({"root", "checkpoint", "path", "cache", "cache_dir", "download"})
 MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "timm", "torchmetrics", "numpy", "safetensors", "pillow")
 # One process may write while others wait, this many seconds; SQLite's default gives up after 5 s.
@@ -108,6 +116,7 @@ class MLflowTracker:
                 f"The tracking URI {self.uri} is kept without its secrets. Give the whole in $MLFLOW_TRACKING_URI, or "
                 "by tracking.uri= (uri= of track sync)."
             )
+        tags = {**_plugins_tag(config), **tags}
         if known is None or not self._reopen(known, tags, run_dir):
             self._create(tags, run_dir)
         self._log_params(config)
@@ -118,7 +127,7 @@ class MLflowTracker:
         """Buffer values (0.13 ms each in a batch, 6 ms one by one); what is not finite or held is left out."""
         stamp = _milliseconds(clock.time() if time is None else time)
         for name, value in values.items():
-            number, name = finite(value), clean_name(name)
+            number, name = finite(value), clean_name(SECTIONED.get(name, name))
             if number is not None and not self._held.has_point(name, step):
                 self._buffer.append((name, number, stamp, step))
 
@@ -155,6 +164,14 @@ class MLflowTracker:
             self._held.tags[MLFLOW_LOGGED_ARTIFACTS] = json.dumps([*shown, entry])
             self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, self._held.tags[MLFLOW_LOGGED_ARTIFACTS])
 
+    def note(self, text: str) -> None:
+        """Describe the run by its result and how its model is loaded; what a user has written there stays."""
+        held = self._held.tags.get(NOTE_TAG, "")
+        whole = f"{HEADING}\n\n{text}\n{model_note(self.run_id)}"
+        if held != whole and (not held or held.startswith(HEADING)):
+            self.client.set_tag(self.run_id, NOTE_TAG, whole)
+            self._held.tags[NOTE_TAG] = whole
+
     def dataset(self, name: str, digest: str, source: str) -> None:
         """Log a dataset input; MLflow keeps at most 36 characters of the content hash."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -190,12 +207,13 @@ class MLflowTracker:
 
     def ui_line(self) -> str:
         """How to look at this run: a command and a page for a local store, the page alone for a server."""
-        # The UI opens in its GenAI mode otherwise.
-        page = f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        page = views.page(self.experiment_id)
         if self.uri.startswith(("http://", "https://")):
             return mask_uri(self.uri).replace("***@", "").partition("?")[0].rstrip("/") + page
-        command = f"{mlflow_command()} ui --backend-store-uri {_shown_uri(self.uri)} --host 127.0.0.1 --port 5000"
-        return f"{command}\nhttp://127.0.0.1:5000{page}"
+        command = ["python", "-m", "medusa_cl.track", "ui"]
+        if self.uri != store_uri(None, RUNS):
+            command.append(f"uri={_shown_uri(self.uri)}")
+        return f"{shlex.join(command)}\nhttp://127.0.0.1:5000{page}"
 
     def _identity(self) -> dict[str, str]:
         return {"uri": mask_uri(self.uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
@@ -206,7 +224,7 @@ class MLflowTracker:
             self.experiment_id,
             start_time=_milliseconds(clock.time()),
             tags=self._tags(tags, run_dir),
-            run_name=self.run_name or Path(run_dir).name,
+            run_name=self.run_name or _run_name(tags, Path(run_dir)),
         )
         self.run_id = run.info.run_id
         self._held = Holdings(tags=dict(run.data.tags))
@@ -353,7 +371,17 @@ def prepare_experiment(client: MlflowClient, uri: str, name: str) -> str:
         return _experiment(client, name, (path.parent / "mlartifacts").as_uri())
 
 
-def flat_params(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that say something where runs are compared: without those of studies, and names of classes."""
+    leaves = settings(config).items()
+    return {
+        name: text
+        for name, text in leaves
+        if name.partition(".")[0] not in BESIDE and name.rpartition(".")[2] not in CLASS_LEAVES
+    }
+
+
+def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The resolved config as {"group.key": text}, without paths and without what a run continues."""
     params: dict[str, str] = {}
     for key, value in config.items():
@@ -361,7 +389,7 @@ def flat_params(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if name in LOCAL_KEYS or (prefix and key in PATH_LEAVES) or _is_path(value):
             continue
         if isinstance(value, Mapping):
-            params |= flat_params(value, f"{name}.")
+            params |= settings(value, f"{name}.")
         else:
             params[clean_name(name)] = _param_text(value)
     return params
@@ -374,15 +402,6 @@ def model_requirements() -> list[str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package).partition("+")[0]
     return [f"{package}=={version}" for package, version in versions.items()]
-
-
-def mlflow_command() -> str:
-    """How to call mlflow from this shell: by name when that finds this environment's, else by its path."""
-    here = Path(sys.executable).with_name("mlflow")
-    found = shutil.which("mlflow")
-    if found and (not here.exists() or Path(found).resolve() == here.resolve()):
-        return "mlflow"
-    return _relative(here) if here.exists() else f"{_relative(Path(sys.executable))} -m mlflow"
 
 
 def _client(uri: str) -> MlflowClient:
@@ -459,7 +478,7 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location))
+            return str(client.create_experiment(name, artifact_location, tags=EXPERIMENT_TAGS))
         except MlflowException as error:  # another client of the same server was quicker
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -470,6 +489,22 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
             f"{found.experiment_id}), or remove it for good (mlflow gc)."
         )
     return str(found.experiment_id)
+
+
+def _plugins_tag(config: Mapping[str, Any]) -> dict[str, str]:
+    plugins = config.get("plugins")
+    return {"plugins": "+".join(plugins)} if plugins and isinstance(plugins, Mapping) else {}
+
+
+def _run_name(tags: Mapping[str, str], run_dir: Path) -> str:
+    """Short, for a chart's legend: "finetune+ewc s0" where the directory has the name that runs get, else that name."""
+    strategy, plugins, place = tags.get("strategy", ""), tags.get("plugins", ""), run_dir.name
+    whole = f"{strategy}+{plugins}" if plugins else strategy
+    own = rf"{re.escape(strategy)}(\+[^-]*)?-{re.escape(tags.get('backbone', ''))}-s{tags.get('seed', '')}-(?P<nth>\d+)"
+    if strategy and (match := re.fullmatch(own, place)):
+        return f"{whole} s{tags['seed']}{'' if match['nth'] == '0' else '-' + match['nth']}"
+    unsaid = strategy and plugins and plugins not in place and place.startswith(strategy)
+    return f"{whole}{place.removeprefix(strategy)}" if unsaid else place
 
 
 def _open_image(picture: NDArray[np.uint8] | Path) -> Any:

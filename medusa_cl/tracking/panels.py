@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from medusa_cl.tracking import finite, reference_values
+from medusa_cl.tracking.numbers import UNKNOWN, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ Picture = NDArray[np.uint8]
 Sample = tuple[Picture, Picture | None, Picture]
 Row = tuple[str, Picture | None, Picture]
 
-UNKNOWN = "\N{EN DASH}"  # how None is written
 INK, SOFT, FAINT, PAPER = "#1d2733", "#6b7785", "#e9edf1", "#ffffff"
 TILE_WIDTH, GAP, MARGIN, LABEL = 320, 8, 22, 30
 DPI = 150
@@ -147,21 +147,6 @@ def save(picture: Picture, path: Path) -> Path:
     partial = path.with_name(f".{path.name}.part")
     Image.fromarray(picture).save(partial, format="PNG", compress_level=4)
     return partial.replace(path)
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """A metric's value in as many digits as mean something, with its unit; an en dash for None."""
-    if value is None:
-        return UNKNOWN
-    size = abs(value)
-    digits = 3 if size < 1 else 2 if size < 100 else 1
-    space = "" if unit in ("deg", "°", "") else " "
-    return f"{value:.{digits}f}{space}{'°' if unit == 'deg' else unit}"
-
-
-def percent(value: float | None) -> str:
-    """A signed percentage with one digit, never "-0.0 %"; an en dash for None."""
-    return UNKNOWN if value is None else f"{round(value, 1) + 0.0:+.1f} %"
 
 
 # ---------------------------------------------------------------- grids of pictures

@@ -23,15 +23,21 @@ REFERENCES = {
 
 
 def fake_summary(
-    strategy: str = "medusa", lost: float = 0.0, references: dict[str, Any] | None = None, frozen: bool = True
+    strategy: str = "medusa",
+    lost: float = 0.0,
+    references: dict[str, Any] | None = None,
+    frozen: bool = True,
+    seed: int = 0,
+    learnt: dict[str, Any] = LEARNT,
 ) -> dict[str, Any]:
-    """`lost`: the share of its value each task loses with every later one."""
+    """`lost`: the share of its value each task loses with every later one; `learnt`: the values before that."""
     higher = {task: about[2] for task, about in PRIMARY.items()}
     matrix = TaskMatrix([BASE, *((task,) for task in STREAM)], higher)
     for k in range(4):
         known = [task for task in PRIMARY if matrix.learnt_at(task) <= k]
         sign = {task: 1 if higher[task] else -1 for task in known}
-        row = {t: LEARNT[t] * (1 - sign[t] * lost * (k - matrix.learnt_at(t))) for t in known}
+        shares = {t: 1 - sign[t] * lost * (k - matrix.learnt_at(t)) for t in known}
+        row = {t: None if learnt[t] is None else learnt[t] * shares[t] for t in known}
         matrix.set_row(k, dict(row))
     labels = ["base", *STREAM]
     return {
@@ -39,7 +45,7 @@ def fake_summary(
         "strategy": strategy,
         "backbone": "tf_efficientnet_lite0",
         "head": "medusa_light",
-        "seed": 0,
+        "seed": seed,
         "version": "0.1.0",
         "device": "cpu",
         "base": list(BASE),

@@ -1,6 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -139,6 +149,183 @@ def test_progress_on_a_terminal_leaves_one_line() -> None:
         for loss in (1.0, float("nan"), None):
             bar.advance(images=8, loss=loss)
     assert "3/3" in out.getvalue().splitlines()[-1] and "loss 1" in out.getvalue().splitlines()[-1]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_narrow_terminal_folds_the_tables_and_cuts_nothing(width: int, renamed: bool) -> None:
+    summary = rename(fake_summary(), {"semseg": "human_parts", "reshading": "keypoints2d"} if renamed else {})
+    narrow, wide = (printed(console.report(summary, "runs/a"), columns) for columns in (width, 120))
+    assert max(map(len, narrow.splitlines())) <= width
+    assert "…" not in narrow
+    # Every cell is there: what a row says in 120 columns, its parts say one below the other.
+    for task in summary["primary"]:
+        row, *_ = [re.split(r" {2,}", part.strip()) for part in wide.splitlines() if part.strip().startswith(task)]
+        parts = [re.split(r" {2,}", p.strip())[2:] for p in narrow.splitlines() if p.strip().startswith(task)]
+        cells = [cell for part in parts for cell in part]
+        assert cells[: len(row) - 2] == row[2:]
+    assert len(re.findall(r"medusa on rooms_incremental", narrow)) == 1
+
+
+def test_a_table_with_room_is_not_folded() -> None:
+    table = console.table(fake_summary())
+    assert printed(console.Folded(table, keys=2)) == printed(table)
+
+
+TERMINAL = """
+import sys, time
+from medusa_cl import shell
+from medusa_cl.tracking.console import make_console, progress
+def main(arguments):
+    console = make_console()
+    with progress("normals", 30, console) as bar:
+        for step in range(30):
+            time.sleep(0.02)
+            bar.advance(images=8, loss=0.02778)
+            if step == 20 and arguments:
+                sys.exit(time.sleep(60))
+    console.print(console.width)
+shell.end(main)
+"""
+
+
+def in_terminal(columns: int, interrupt: bool = False, **environment: str) -> tuple[int, str]:
+    """Run it in a terminal, or press Ctrl-C there when the bar has come: its status, and what the screen got."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    unset = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONIOENCODING")
+    env = {key: value for key, value in os.environ.items() if key not in unset}
+    env |= {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    command = [sys.executable, "-c", TERMINAL, *(["wait"] if interrupt else [])]
+    running = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # closed at the other end
+            break
+        shown += piece
+        if not piece:
+            break
+        if interrupt and b"21/30" in shown:
+            os.killpg(running.pid, 2)
+            interrupt = False
+    os.close(master)
+    return running.wait(60), shown.decode()
+
+
+def frames(shown: str) -> list[str]:
+    """Return what stood in the line of the bar, one after the other."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    return [frame.rstrip() for frame in re.split(r"[\r\n]+", plain) if frame.strip()]
+
+
+@pytest.mark.parametrize(("columns", "bar", "remaining"), [(60, 0, False), (80, 9, True), (200, 30, True)])
+def test_a_bar_fits_its_terminal_and_leaves_one_line(columns: int, bar: int, remaining: bool) -> None:
+    status, shown = in_terminal(columns)
+    *moving, last, width = frames(shown)
+    assert status == 0 and int(width) == min(columns, 120)
+    assert moving and max(map(len, moving)) < columns
+    assert all("…" not in frame for frame in moving)
+    assert max(frame.count("━") + frame.count("╸") + frame.count("╺") for frame in moving) == bar
+    assert any("loss 0.02778" in frame for frame in moving)
+    assert any("0:00:0" in frame for frame in moving) is remaining
+    assert last.startswith("normals") and "30/30" in last
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0, "the cursor is shown again"
+
+
+def test_ctrl_c_gives_the_cursor_back() -> None:
+    status, shown = in_terminal(80, interrupt=True)
+    assert status == 130
+    assert frames(shown)[-1] == "stopped"
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
+
+
+def test_a_dumb_terminal_and_one_without_our_characters() -> None:
+    status, shown = in_terminal(80, TERM="dumb")
+    assert status == 0 and "\x1b" not in shown
+    assert [frame.split()[:2] for frame in frames(shown)] == [["normals", "30/30"], ["80"]]
+    status, shown = in_terminal(100, PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert status == 0 and shown.isascii() and "?" not in "".join(frames(shown))
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", shown), "no colour"
+
+
+def test_colours_may_be_forced_into_a_pipe_but_nothing_moves_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    shown = console.make_console()
+    with console.progress("normals [0]", 2, shown) as bar:
+        bar.advance(images=8)
+        bar.advance(images=8)
+    shown.print(console.header("title", {"a": 1}))
+    out = capsys.readouterr().out
+    assert shown.width == 120 and "\x1b[" in out
+    assert not re.search(r"\r|\x1b\[\?|\x1b\[\d*[A-K]", out)
+    assert [line for line in out.splitlines() if "normals [0]" in line] == [out.splitlines()[0]]
+
+
+def test_progress_in_a_notebook_is_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            assert raw and shown
+            shown.append(data["text/plain"])
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        assert raw and display_id and not shown, "one line, however often it changes"
+        shown.append(data["text/plain"])
+        return Handle()
+
+    ipython = ModuleType("IPython.display")
+    ipython.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    now = [0.0]
+    out = io.StringIO()
+    notebook = Console(file=out, width=120, force_jupyter=True)
+    with console.progress("normals", 4, notebook, clock=lambda: now[0]) as bar:
+        for _ in range(4):
+            now[0] += 0.3
+            bar.advance(images=3)
+    assert [line.split()[1] for line in shown] == ["2/4", "4/4"]
+    assert shown[-1].endswith("1.2 s")
+    assert out.getvalue() == ""
+
+
+def test_progress_in_a_notebook_without_ipython_is_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with console.progress("normals", 1, Console(file=io.StringIO(), force_jupyter=True)) as bar:
+        bar.advance()
+    assert bar.done == 1
+
+
+def test_two_bars_at_once_both_end() -> None:
+    out = io.StringIO()
+    shown = Console(file=out, width=120, force_terminal=True)
+    with console.progress("outer", 1, shown) as outer, console.progress("inner", 1, shown) as inner:
+        inner.advance()
+        outer.advance()
+    found = re.findall(r"^(inner|outer) +1/1", "\n".join(frames(out.getvalue())), re.MULTILINE)
+    assert found == ["inner", "outer"]
+
+
+def test_a_console_whose_reader_has_gone_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medusa_cl.shell.unread", lambda: None)
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(SystemExit) as caught:
+        console.make_console().print("more")
+    assert caught.value.code == 141
 
 
 def test_progress_lets_an_error_through() -> None:

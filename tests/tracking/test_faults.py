@@ -278,21 +278,6 @@ def _no_space(*arguments: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_the_page_is_served_to_this_machine_alone_and_its_store_not_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
-    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
-    track.main(["ui", "uri=postgresql://me:word@db/x"])
-    [arguments] = started
-    assert arguments[arguments.index("--host") + 1] == "127.0.0.1"
-    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:word@db/x"
-    assert "word" not in " ".join(arguments) + capsys.readouterr().out
-    with pytest.raises(MedusaError, match=r"http://\*\*\*@host"):
-        track.main(["ui", "uri=http://me:word@host"])
-
-
 def test_a_run_that_goes_on_is_not_ended_by_a_delivery(runs: Path) -> None:
     recorder = RunRecorder(runs / "rooms" / "a")
     recorder.start(SMALL, TAGGED)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 import time
@@ -135,6 +136,74 @@ def test_child_runs_name_their_parent(runs: Path) -> None:
     assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
 
 
+NOTE = "mlflow.note.content"
+
+
+def described(client: Any, run_id: str) -> str:
+    return str(client.get_run(run_id).data.tags[NOTE])
+
+
+def test_a_run_is_described_by_its_result_and_how_its_model_is_loaded(runs: Path) -> None:
+    client, tracker, run_dir = finished(runs)
+    note = described(client, tracker.run_id)
+    assert "| medusa | 47.30 | 0.440 | 14.31 | 77.70 | 0.135 | 0.0 |" in note
+    assert f'mlflow.pyfunc.load_model("runs:/{tracker.run_id}/model")' in note
+    [script] = re.findall(r"```python\n(.*?)```", note, re.DOTALL)
+    compile(script, "the note", "exec")
+    assert f"medusa_cl.predict run={tracker.run_id}" in note
+    again = RunRecorder(run_dir, MLflowTracker("rooms_incremental", runs=runs))
+    again.start(CONFIG, TAGS)
+    again.summary(fake_summary("finetune", lost=0.02), "")
+    assert "| finetune | 44.46 |" in described(client, tracker.run_id)
+    again.finish()
+
+
+def test_a_description_of_a_users_own_stays(runs: Path) -> None:
+    client, tracker, run_dir = finished(runs)
+    client.set_tag(tracker.run_id, NOTE, "Our best one.")
+    deliver(run_dir, MLflowTracker("rooms_incremental", runs=runs))
+    assert described(client, tracker.run_id) == "Our best one."
+
+
+def test_an_experiment_explains_the_names_of_its_metrics(runs: Path) -> None:
+    client, tracker, _ = finished(runs)
+    tags = client.get_experiment(tracker.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    told = set(re.findall(r"`((?:final|transfer|forgetting|relative)/\w+)`", tags[NOTE]))
+    logged = client.get_run(tracker.run_id).data.metrics
+    defined = {*logged, "final/mtl_delta"}  # for which this run has no reference
+    assert {"final/forgetting_mean", "final/transfer_mean", "final/mtl_delta"} <= told <= defined
+    sections = {name.rpartition("/")[0] for name in logged}
+    assert sections <= set(re.findall(r"`(\w+)/", tags[NOTE]))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("finetune-net_a0-s3-0", "finetune+ewc+replay s3"),
+        ("finetune+ewc+replay-net_a0-s3-12", "finetune+ewc+replay s3-12"),
+        ("finetune_head=plain-s3", "finetune+ewc+replay_head=plain-s3"),
+        ("finetune+ewc+replay_head=plain-s3", "finetune+ewc+replay_head=plain-s3"),
+        ("mine", "mine"),
+    ],
+)
+def test_plugins_tell_runs_apart(runs: Path, folder: str, name: str) -> None:
+    tracker = MLflowTracker("x", runs=runs)
+    config = {"plugins": {"ewc": {"lambda": 1}, "replay": {"size": 9}}}
+    tracker.start(config, {"strategy": "finetune", "backbone": "net_a0", "seed": "3"}, runs / folder)
+    run = tracker.client.get_run(tracker.run_id)
+    assert (run.info.run_name, run.data.tags["plugins"]) == (name, "ewc+replay")
+    tracker.metrics({"bwt": -2.0}, 3)
+    tracker.finish()
+    assert tracker.client.get_run(tracker.run_id).data.metrics == {"forgetting/bwt": -2.0}
+
+
+def test_a_run_without_plugins_has_no_such_tag(runs: Path) -> None:
+    client, tracker, run_dir = finished(runs)
+    run = client.get_run(tracker.run_id)
+    assert run.info.run_name == run_dir.name and "plugins" not in run.data.tags
+
+
 def test_a_failed_run_keeps_what_was_buffered(runs: Path) -> None:
     tracker = MLflowTracker("x", runs=runs)
     recorder = RunRecorder(runs / "a", tracker)
@@ -247,7 +316,9 @@ def test_the_hint_names_a_command_and_the_right_page(runs: Path, monkeypatch: py
     tracker = MLflowTracker("x", runs="runs")
     tracker.experiment_id = "3"
     command, page = tracker.ui_line().splitlines()
-    assert command.endswith("ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000")
+    assert command == "python -m medusa_cl.track ui"
+    elsewhere = MLflowTracker("x", runs=runs.parent / "else where").ui_line().splitlines()[0]
+    assert elsewhere == "python -m medusa_cl.track ui 'uri=sqlite:///else where/mlflow.db'"
     assert page == "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning"
     server = MLflowTracker("x", uri="http://tracking.example:80/")
     server.experiment_id = "3"
@@ -284,6 +355,15 @@ def test_names_are_cleaned(name: str, clean: str) -> None:
 def test_params_carry_no_paths() -> None:
     params = flat_params({"base": "runs/a", "x": {"file": "/data/a.h5", "b": None}, "tracking": {"uri": "u"}})
     assert params == {"x.b": "null"}
+
+
+def test_params_say_nothing_that_no_comparison_needs() -> None:
+    config = {"study": {"seeds": [0]}, "compare": ["a"], "remove": [], "head": {"_target_": "a.B", "_partial_": True}}
+    assert flat_params({**config, "seed": 1, "head_width": 8, "strategy": {"compare": 2}}) == {
+        "seed": "1",
+        "head_width": "8",
+        "strategy.compare": "2",
+    }
 
 
 def test_importing_the_tracking_package_costs_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from fake_summary import fake_summary
 from PIL import Image
 
-from medusa_cl.tracking import panels
+from medusa_cl.tracking import numbers, panels
 
 
 def picture(height: int = 12, width: int = 16, colour: tuple[int, int, int] = (10, 200, 30)) -> Any:
@@ -99,8 +99,8 @@ def test_pictures_are_deterministic_and_saved_whole(tmp_path: Path) -> None:
      (None, "m", "\N{EN DASH}")],
 )  # fmt: skip
 def test_numbers(value: float | None, unit: str, text: str) -> None:
-    assert panels.number(value, unit) == text
+    assert numbers.number(value, unit) == text
 
 
 def test_percentages_never_show_minus_zero() -> None:
-    assert panels.percent(-0.01) == "+0.0 %" and panels.percent(-1.26) == "-1.3 %"
+    assert numbers.percent(-0.01) == "+0.0 %" and numbers.percent(-1.26) == "-1.3 %"
