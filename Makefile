@@ -1,6 +1,6 @@
 # Every target works first on a fresh machine: what needs the environment depends on its one stamp.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench gpu clean
+.PHONY: help install demo test check chaos bench gpu docs clean
 
 VENV  := .venv
 STAMP := $(VENV)/.stamp
@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 
 # Two processes with one thread each: the tests are small, and more threads a process only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
+# Each file goes to one process, so that what its tests share is made once, and in order: the shortest ones come last.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,13 +25,13 @@ demo: $(STAMP) ## train Medusa on procedural rooms and show what it forgot and t
 	$(BIN)/python -m medusa_cl.run experiment=demo
 
 test: $(STAMP) ## run the tests (not those that need a GPU)
-	$(PYTEST) -n 2
+	$(PYTEST) $(IN_TWO)
 
 check: $(STAMP) ## run ruff, mypy and the tests: what must pass before a change lands
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -n 2
+	$(PYTEST) $(IN_TWO)
 
 chaos: $(STAMP) ## kill runs and damage files, thousands of times, and look at what survives (about 25 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos_files.py
@@ -42,6 +44,9 @@ bench: $(STAMP) ## run every script in benchmarks/
 gpu: $(STAMP) ## run the GPU tests and a three-minute bf16 demo; needs a CUDA device
 	$(BIN)/pytest -m gpu
 	$(BIN)/python -m medusa_cl.run experiment=gpu
+
+docs: $(STAMP) ## build the documentation into build/site, without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove the environment, what was built and the tools' caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

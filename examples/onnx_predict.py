@@ -6,6 +6,7 @@ Needs numpy, Pillow and onnxruntime. Everything else is in the file: what goes i
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,7 @@ def read(path: str) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
-def fitted(image: np.ndarray, meta: dict) -> tuple[np.ndarray, int, int]:
+def fitted(image: np.ndarray, meta: dict[str, Any]) -> tuple[np.ndarray, int, int]:
     """Return the image at the size that the network sees, and how much of that is image: (seen, height, width)."""
     high, wide = meta["size"]
     scale = min(high / image.shape[0], wide / image.shape[1])
@@ -32,7 +33,7 @@ def fitted(image: np.ndarray, meta: dict) -> tuple[np.ndarray, int, int]:
     return seen, height, width
 
 
-def as_input(seen: np.ndarray, meta: dict) -> np.ndarray:
+def as_input(seen: np.ndarray, meta: dict[str, Any]) -> np.ndarray:
     """Return one image as the batch that the file takes."""
     if "uint8" in meta["layout"]:
         return seen[None]
@@ -49,7 +50,7 @@ def restored(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(plane) for plane in planes])
 
 
-def decoded(values: np.ndarray, task: dict) -> np.ndarray:
+def decoded(values: np.ndarray, task: dict[str, Any]) -> np.ndarray:
     """Return what a task's logits mean, where the file answers with logits."""
     if task["gives"] == "decoded":
         return values
@@ -65,7 +66,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-6)
 
 
-def coloured(values: np.ndarray, task: dict) -> np.ndarray:
+def coloured(values: np.ndarray, task: dict[str, Any]) -> np.ndarray:
     """Return a picture H W 3 uint8 of an answer."""
     if task["output"] == "classes":
         colours = np.random.default_rng(0).integers(40, 256, (len(task["classes"]), 3), dtype=np.uint8)
@@ -79,7 +80,7 @@ def coloured(values: np.ndarray, task: dict) -> np.ndarray:
     return np.stack([np.interp(share, np.linspace(0, 1, 5), stops[:, i]) for i in range(3)], axis=-1).astype(np.uint8)
 
 
-def save(values: np.ndarray, task: dict, stem: Path) -> None:
+def save(values: np.ndarray, task: dict[str, Any], stem: Path) -> None:
     """Write an answer as a picture, and the numbers: .npy, for depth a 16-bit PNG in millimetres."""
     Image.fromarray(coloured(values, task)).save(f"{stem}_{task['name']}.png")
     if task["unit"] == "m":
@@ -89,7 +90,7 @@ def save(values: np.ndarray, task: dict, stem: Path) -> None:
         np.save(f"{stem}_{task['name']}.npy", values)
 
 
-def summary(values: np.ndarray, task: dict) -> str:
+def summary(values: np.ndarray, task: dict[str, Any]) -> str:
     """Return an answer in a line."""
     if task["output"] == "classes":
         counts = np.bincount(values.ravel(), minlength=len(task["classes"]))

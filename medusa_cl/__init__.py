@@ -8,17 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as _HOME, for type checkers and editors; a test keeps the two equal
-    from medusa_cl.batch import Entry as Entry
-    from medusa_cl.batch import TaskBatch as TaskBatch
-    from medusa_cl.data.hdf5 import HDF5Data as HDF5Data
+    from medusa_cl.checkpoint import load_model as load_model
+    from medusa_cl.checkpoint import save_model as save_model
+    from medusa_cl.data.arrays import ArrayData as ArrayData
     from medusa_cl.errors import MedusaError as MedusaError
-    from medusa_cl.models.backbone import Backbone as Backbone
-    from medusa_cl.models.heads import ControlHead as ControlHead
-    from medusa_cl.models.heads import MedusaHead as MedusaHead
-    from medusa_cl.models.heads import PlainHead as PlainHead
     from medusa_cl.models.multitask import MultiTaskModel as MultiTaskModel
+    from medusa_cl.predictor import Predictor as Predictor
     from medusa_cl.results import TaskMatrix as TaskMatrix
-    from medusa_cl.scenarios.dense import DenseExperience as DenseExperience
     from medusa_cl.scenarios.dense import dense_scenario as dense_scenario
     from medusa_cl.strategies.evaluation import dense_evaluator as dense_evaluator
     from medusa_cl.strategies.medusa import Medusa as Medusa
@@ -29,23 +25,19 @@ if TYPE_CHECKING:  # the same names as _HOME, for type checkers and editors; a t
 __version__ = "0.1.0"
 
 _HOME = {
-    "Backbone": "models.backbone",
-    "ControlHead": "models.heads",
-    "DenseExperience": "scenarios.dense",
+    "ArrayData": "data.arrays",
     "DenseTask": "tasks",
-    "Entry": "batch",
-    "HDF5Data": "data.hdf5",
     "Medusa": "strategies.medusa",
     "MedusaError": "errors",
-    "MedusaHead": "models.heads",
     "MedusaPlugin": "strategies.medusa",
     "MultiTaskModel": "models.multitask",
-    "PlainHead": "models.heads",
-    "TaskBatch": "batch",
+    "Predictor": "predictor",
     "TaskMatrix": "results",
     "dense_evaluator": "strategies.evaluation",
     "dense_model": "strategies.template",
     "dense_scenario": "scenarios.dense",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
 }
 
 

@@ -117,6 +117,13 @@ class TaskMatrix:
 
     Every result can be asked for after any experience k; without k it is that of the last row.
 
+        matrix = TaskMatrix([["depth"], ["edges"]], higher_is_better={"depth": False, "edges": True})
+        matrix.set_row(0, {"depth": 0.5})
+        matrix.set_row(1, {"depth": 0.75, "edges": 61.0})
+        matrix.forgetting("depth")  # 0.25
+        matrix.forgetting_percent("depth")  # 50.0
+        matrix.relative({"depth": 1.0, "edges": 50.0})["edges"]  # 22.0
+
     Args:
         experiences: The tasks that each experience brings; the first holds the base tasks.
         higher_is_better: The direction of each task's primary metric.

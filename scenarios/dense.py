@@ -200,6 +200,11 @@ def dense_scenario(
 ) -> DenseScenario:
     """Bring dense tasks one at a time.
 
+        data = {"train": ArrayData(images, targets), "test": ArrayData(test_images, test_targets)}
+        known = [tasks.depth(), tasks.normals(), tasks.edges()]
+        scenario = dense_scenario(known, data, base=["depth"], stream=["normals", "edges"])
+        [experience.name for experience in scenario.train_stream]  # ['depth', 'normals', 'edges']
+
     Args:
         tasks: The tasks, in any order; those in neither `base` nor `stream` are left out.
         data: Splits: "train" and "test", and "val" where there is one.

@@ -44,6 +44,11 @@ class MedusaPlugin(SupervisedPlugin):
     off and eval mode held, so that neither batch statistics nor optimizer moments can move them. The optimizer is
     rebuilt over what is left to learn. A frozen backbone's features are computed once per image and view.
 
+        model = dense_model("tf_efficientnet_lite0")
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        parts = {"criterion": model.criterion, "evaluator": dense_evaluator()}
+        strategy = Naive(model=model, optimizer=optimizer, plugins=[MedusaPlugin()], **parts)
+
     Args:
         freeze: "backbone" freezes it after experience 0; "stages" only the parts of it that `stages` names; "none"
             lets every task train it.
@@ -242,8 +247,14 @@ def _experiences_left(experience: Any) -> int:
 class Medusa(DenseTemplate):
     """Medusa as a strategy: `DenseTemplate` + `MedusaPlugin` + your plugins.
 
+        strategy = Medusa(model=dense_model("tf_efficientnet_lite0"), epochs=1000, base_steps=300, max_steps=200)
+        for k, experience in enumerate(scenario.train_stream):
+            strategy.train(experience)
+            strategy.eval(scenario.test_stream[: k + 1])
+        strategy.matrix.mean_forgetting()  # 0.0
+
     Args:
-        model: The model; its `head` makes the heads.
+        model: The model, or what `dense_model` made; its `head` makes the heads.
         freeze: See `MedusaPlugin`.
         stages: See `MedusaPlugin`.
         freeze_from: See `MedusaPlugin`.
@@ -262,7 +273,7 @@ class Medusa(DenseTemplate):
     def __init__(
         self,
         *,
-        model: MultiTaskModel,
+        model: MultiTaskModel | DenseModule,
         freeze: str = "backbone",
         stages: Sequence[str] | None = None,
         freeze_from: int = 1,

@@ -28,6 +28,7 @@ from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.heads import HeadFactory, MedusaHead
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.randomness import seeded
+from medusa_cl.results import TaskMatrix
 from medusa_cl.scenarios.dense import EVERYTHING, DenseExperience
 from medusa_cl.strategies.evaluation import OURS, TaskMatrixMetric, TrainingMetrics, dense_evaluator
 from medusa_cl.strategies.finite import StepGuard, all_finite
@@ -375,7 +376,7 @@ class DenseTemplate(SupervisedTemplate):
     """Avalanche's `SupervisedTemplate` for dense tasks.
 
     Args:
-        model: The model to train.
+        model: The model to train, or what `dense_model` made, of which the network alone is taken.
         optimizer: Makes the optimizer of parameters; its groups are rebuilt for each experience.
         lr_head: Learning rate of heads.
         lr_backbone: Learning rate of the backbone, where it is trainable.
@@ -404,7 +405,7 @@ class DenseTemplate(SupervisedTemplate):
     def __init__(
         self,
         *,
-        model: MultiTaskModel,
+        model: MultiTaskModel | DenseModule,
         optimizer: Callable[..., Optimizer] = Adam,
         lr_head: float = 2e-3,
         lr_backbone: float = 1e-3,
@@ -420,6 +421,7 @@ class DenseTemplate(SupervisedTemplate):
         eval_every: int = -1,
         on_nan: str = "stop",
     ) -> None:
+        model = model.model if isinstance(model, DenseModule) else model
         module = DenseModule(model, seed=seed, batch_size=batch_size)
         super().__init__(
             model=module,
@@ -450,6 +452,14 @@ class DenseTemplate(SupervisedTemplate):
         """Every metric of every task of the last evaluation."""
         found: dict[str, dict[str, float]] = self.evaluator.metrics[0].results
         return found
+
+    @property
+    def matrix(self) -> TaskMatrix:
+        """The primary metric of every task after every experience that was evaluated on the test stream."""
+        for metric in self.evaluator.metrics:
+            if isinstance(metric, TaskMatrixMetric):
+                return metric.matrix
+        raise TrainingError("There is no task matrix without its metric. Make the evaluator with dense_evaluator().")
 
     def steps_of(self, experience: DenseExperience) -> int | None:
         """Return the step limit of an experience; None where only `epochs` ends it."""
