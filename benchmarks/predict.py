@@ -24,11 +24,12 @@ import torch
 from learns import machine, table
 from PIL import Image
 
-from medusa_cl import pictures, predict_files, tasks
+from medusa_cl import tasks
 from medusa_cl.checkpoint import save_model
 from medusa_cl.data import rooms
+from medusa_cl.deploy import pictures, predict_files
+from medusa_cl.deploy.predictor import Predictor
 from medusa_cl.models import Backbone, MedusaHead, MultiTaskModel
-from medusa_cl.predictor import Predictor
 from medusa_cl.summary import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]

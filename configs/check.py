@@ -8,13 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from medusa_cl.errors import ConfigError, nearest, unknown
 
 HERE = Path(__file__).parent
 OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(?:=(?P<value>.*))?$", re.DOTALL)
 OPEN = ("hydra", "compare")  # keys checked by hydra itself, or not at all
+# What Hydra takes with dashes; of the long ones it takes beginnings too.
+HYDRAS = (
+    *("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run"),
+    *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
+    *("-cd", "--config-dir", "--experimental-rerun", "-i", "--info"),
+)
 # Launchers of sweeps, and the module each comes with; other packages may bring others.
 LAUNCHERS = {
     "basic": "hydra",
@@ -40,6 +44,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
         ConfigError: A key or an option is unknown; the message names the nearest known one. Or a sweep cannot be: its
             launcher is not installed, or all of it would be written to one place.
     """
+    _check_dashes(arguments)
     if any(
         argument.startswith(("--config-dir", "-cd", "--config-path", "--config-name", "-cp", "-cn"))
         for argument in arguments
@@ -59,6 +64,19 @@ def check_overrides(arguments: Sequence[str]) -> None:
             _check_options(key, value or "", known[key])
         elif key not in keys:
             raise ConfigError(f'Unknown key "{key}".{nearest(key, keys)} All keys: python -m medusa_cl.run --cfg job')
+
+
+def _check_dashes(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        begins = any(known.startswith(name) for known in HYDRAS) if name.startswith("--") else name[:2] in HYDRAS
+        if not name.startswith("-") or name in HYDRAS or begins:
+            continue
+        bare, known = name.lstrip("-"), groups()
+        if bare in {*known, *_keys(known)}:
+            raise ConfigError(f"Expected {bare}={value if sign else 'VALUE'}, without dashes, but got {argument!r}.")
+        near = nearest(name, HYDRAS)
+        raise ConfigError(f'Unknown option "{name}".{near} Options: python -m medusa_cl.run --hydra-help')
 
 
 def _check_sweep(arguments: Sequence[str]) -> None:
@@ -110,6 +128,8 @@ def _check_options(group: str, value: str, options: Sequence[str]) -> None:
 
 def _keys(known: dict[str, list[str]]) -> Iterator[str]:
     """Every key that some choice of options has."""
+    from omegaconf import OmegaConf
+
     primary: Any = OmegaConf.to_container(OmegaConf.load(HERE / "config.yaml"))
     yield from _flat({key: value for key, value in primary.items() if key != "hydra"}, "")
     for group, options in known.items():

@@ -11,9 +11,9 @@ if TYPE_CHECKING:  # the same names as _HOME, for type checkers and editors; a t
     from medusa_cl.checkpoint import load_model as load_model
     from medusa_cl.checkpoint import save_model as save_model
     from medusa_cl.data.arrays import ArrayData as ArrayData
+    from medusa_cl.deploy.predictor import Predictor as Predictor
     from medusa_cl.errors import MedusaError as MedusaError
     from medusa_cl.models.multitask import MultiTaskModel as MultiTaskModel
-    from medusa_cl.predictor import Predictor as Predictor
     from medusa_cl.results import TaskMatrix as TaskMatrix
     from medusa_cl.scenarios.dense import dense_scenario as dense_scenario
     from medusa_cl.strategies.evaluation import dense_evaluator as dense_evaluator
@@ -31,7 +31,7 @@ _HOME = {
     "MedusaError": "errors",
     "MedusaPlugin": "strategies.medusa",
     "MultiTaskModel": "models.multitask",
-    "Predictor": "predictor",
+    "Predictor": "deploy.predictor",
     "TaskMatrix": "results",
     "dense_evaluator": "strategies.evaluation",
     "dense_model": "strategies.template",

@@ -1,17 +1,22 @@
-"""List the verbs: each is a module of its own, run as `python -m medusa_cl.<verb>`."""
+"""The verbs by one name: `medusa run ...` and `python -m medusa_cl run ...` are `python -m medusa_cl.run ...`."""
 
+from __future__ import annotations
+
+import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from medusa_cl import __version__
+from medusa_cl import __version__, shell
+from medusa_cl.errors import ConfigError, unknown
 
 VERBS = {
     "run": "train a stream of dense tasks and report what it forgot and transferred",
     "prepare": "turn a raw dataset into one HDF5 file",
     "predict": "predict every learnt task for a folder of images",
-    "export": "write a trained model as ONNX or TorchScript",
     "heads": "list, add, remove, pack and merge the heads of a run",
-    "track": "open the MLflow UI, or deliver what a server missed",
+    "export": "write a trained model as ONNX, or as a program of torch.export",
+    "track": "open MLflow on the runs, deliver what a server missed, print tables",
 }
 
 
@@ -22,24 +27,36 @@ def available() -> dict[str, str]:
 
 
 def listing() -> str:
-    """Return the text that `python -m medusa_cl` prints."""
+    """Return the text that `medusa` and `python -m medusa_cl` print."""
     lines = [f"medusa_cl {__version__}: dense tasks, learnt one after another", ""]
-    lines += [f"  python -m medusa_cl.{verb:<8} {line}" for verb, line in available().items()]
+    lines += [shell.row(f"python -m medusa_cl.{verb}", line, 31) for verb, line in available().items()]
+    lines += ["", "Each has --help. Where the package is installed, `medusa VERB` is the same."]
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> int:
-    """Print the list; a verb given as an argument is refused with the spelling that works."""
-    if not arguments or arguments[0] in {"-h", "--help"}:
+def main(arguments: Sequence[str]) -> None:
+    """Say what verbs there are, where none was named.
+
+    Raises:
+        ConfigError: There is no verb of that name.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(listing())
-        return 0
-    if arguments[0] == "--version":
+    elif arguments[0] == "--version":
         print(__version__)
-        return 0
-    known = f"Run it as python -m medusa_cl.{arguments[0]}" if arguments[0] in available() else listing()
-    print(f"python -m medusa_cl takes no argument, but got {arguments[0]!r}. {known}", file=sys.stderr)
-    return 2
+    else:
+        raise ConfigError(f"{unknown('verb', arguments[0], available())} See python -m medusa_cl --help.")
+
+
+def console() -> None:
+    """Run what the command line asks for: the entry point `medusa`."""
+    if sys.argv[1:] and sys.argv[1] in available():
+        verb = sys.argv.pop(1)
+        # Under its own name and as the main module, so that processes that are spawned find the same one.
+        runpy.run_module(f"medusa_cl.{verb}", run_name="__main__", alter_sys=True)
+    else:
+        shell.end(main)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    console()

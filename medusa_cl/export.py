@@ -17,9 +17,9 @@ from medusa_cl.errors import ConfigError, MedusaError
 from medusa_cl.shell import Option, Usage
 
 if TYPE_CHECKING:
-    from medusa_cl.agreement import Agreement
-    from medusa_cl.graph_files import Runner
-    from medusa_cl.graphs import Graph
+    from medusa_cl.deploy.agreement import Agreement
+    from medusa_cl.deploy.graph_files import Runner
+    from medusa_cl.deploy.graphs import Graph
     from medusa_cl.models.multitask import MultiTaskModel
     from medusa_cl.trained import Trained
 
@@ -137,7 +137,7 @@ def export_onnx(
         TaskError: The model has no such task.
         MedusaError: The file's answers are not the model's; nothing was written.
     """
-    from medusa_cl import graph_files
+    from medusa_cl.deploy import graph_files
 
     path = _free(path, "onnx", overwrite)
     graph_files.require_packages()
@@ -179,7 +179,7 @@ def export_pt2(
         TaskError: The model has no such task.
         MedusaError: The file's answers are not the model's; nothing was written.
     """
-    from medusa_cl import graph_files
+    from medusa_cl.deploy import graph_files
 
     path = _free(path, "pt2", overwrite)
     graph = _graph(model, tasks, size, dynamic, input, outputs)
@@ -199,7 +199,7 @@ def _free(path: str | Path, format: str, overwrite: bool) -> Path:
 
 
 def _graph(model: MultiTaskModel, tasks: Sequence[str] | None, size: tuple[int, int], *form: str) -> Graph:
-    from medusa_cl.graphs import Form, Graph
+    from medusa_cl.deploy.graphs import Form, Graph
     from medusa_cl.trained import chosen
 
     return Graph(model, Form(chosen(list(model.tasks), tasks), size, *form))
@@ -215,7 +215,8 @@ def _checked(
 ) -> Exported:
     import torch
 
-    from medusa_cl import agreement, graph_files, graphs, kept
+    from medusa_cl import kept
+    from medusa_cl.deploy import agreement, graph_files, graphs
 
     path.parent.mkdir(parents=True, exist_ok=True)
     say(f"making one graph of {graph.model.backbone.name} and {', '.join(graph.form.tasks)} ...")
@@ -239,8 +240,8 @@ def report(exported: Exported) -> str:
     """Return what to print of an export: the file, its input and outputs, how it was checked, how long it takes."""
     import torch
 
-    from medusa_cl.agreement import TOLERANCE
-    from medusa_cl.graphs import described_input, described_task
+    from medusa_cl.deploy.agreement import TOLERANCE
+    from medusa_cl.deploy.graphs import described_input, described_task
 
     graph, path = exported.graph, exported.path
     made = f"ONNX opset {exported.opset}" if exported.opset else f"torch.export of torch {torch.__version__}"
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _size(found: Trained, options: Mapping[str, Any]) -> tuple[int, int]:
-    from medusa_cl.predictor import training_size
+    from medusa_cl.deploy.predictor import training_size
 
     size: tuple[int, int] | None = options["size"] or training_size(found)
     if size is not None:

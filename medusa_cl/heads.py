@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medusa_cl import shell, trained
-from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
-from medusa_cl.packs import (
+from medusa_cl.deploy.packs import (
     BACKBONE,
     CONTENT,
     HEAD,
@@ -25,6 +24,7 @@ from medusa_cl.packs import (
     read,
     with_heads,
 )
+from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
 from medusa_cl.shell import Option, Usage
 from medusa_cl.trained import Trained
 

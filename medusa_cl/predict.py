@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medusa_cl import shell
+from medusa_cl.deploy.predict_record import KINDS, LOCK, Record, is_output
 from medusa_cl.errors import ConfigError, DataError, printable, unknown
-from medusa_cl.predict_record import KINDS, LOCK, Record, is_output
 from medusa_cl.shell import Option, Usage
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medusa_cl.pictures import Found
-    from medusa_cl.predictor import Answers, Predictor
+    from medusa_cl.deploy.pictures import Found
+    from medusa_cl.deploy.predictor import Answers, Predictor
     from medusa_cl.tracking.console import Bar
 
 AHEAD = 3  # pictures read, and results written, beside the net
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str]) -> None:
     images, out = Path(given.pop("images")), Path(given.pop("out"))
     batch, write, overwrite = (given.pop(key) for key in ("batch", "write", "overwrite"))
     _find(images, out)  # before seconds of loading
-    from medusa_cl.predictor import Predictor
+    from medusa_cl.deploy.predictor import Predictor
 
     done = predict_images(Predictor(**given), images, out, write=write, batch=batch, overwrite=overwrite, talk=True)
     if done.failed:
@@ -179,7 +179,7 @@ def predict_images(
 
 
 def _find(images: Path, out: Path) -> Found:
-    from medusa_cl import pictures
+    from medusa_cl.deploy import pictures
 
     folder = images.parent if images.is_file() else images
     if out.is_file() or (out.exists() and out.resolve() == folder.resolve()):
@@ -193,7 +193,7 @@ class _Job:
     """One call of `predict_images`."""
 
     def __init__(self, predictor: Predictor, found: Found, out: Path, write: tuple[str, ...], overwrite: bool) -> None:
-        from medusa_cl import pictures, predict_files
+        from medusa_cl.deploy import pictures, predict_files
 
         self.predictor, self.found, self.out, self.write = predictor, found, out, write
         self.asked = _asked(predictor, found, write)
@@ -244,7 +244,7 @@ class _Job:
                     self._note(writing.popleft().result(), bar)
 
     def _read(self, name: str) -> _Picture:
-        from medusa_cl import pictures
+        from medusa_cl.deploy import pictures
 
         try:
             return _Picture(name, pictures.read(self.found.root / name))
@@ -266,7 +266,7 @@ class _Job:
         return None if one.image is None else self.predictor.seen_size(*one.image.shape[:2])
 
     def _answered(self, group: list[_Picture]) -> list[_Picture]:
-        from medusa_cl.predictor import OutOfMemoryError
+        from medusa_cl.deploy.predictor import OutOfMemoryError
 
         images = [one.image for one in group if one.image is not None]
         if not images:
@@ -294,7 +294,7 @@ class _Job:
 
     def _entry(self, name: str, image: NDArray[np.uint8], answers: Answers) -> dict[str, Any]:
         """Write the files of one picture, and return what is to be recorded of it."""
-        from medusa_cl import predict_files
+        from medusa_cl.deploy import predict_files
 
         (self.out / self.stems[name]).parent.mkdir(parents=True, exist_ok=True)
         size, seen = image.shape[:2], self.predictor.seen_size(*image.shape[:2])
@@ -320,7 +320,7 @@ class _Job:
 
 
 def _asked(predictor: Predictor, found: Found, write: Sequence[str]) -> dict[str, Any]:
-    from medusa_cl.predictor import model_hashes
+    from medusa_cl.deploy.predictor import model_hashes
 
     return {
         "images": printable(found.root.resolve()),
@@ -334,7 +334,7 @@ def _asked(predictor: Predictor, found: Found, write: Sequence[str]) -> dict[str
 
 def _facts(predictor: Predictor) -> dict[str, Any]:
     from medusa_cl import __version__
-    from medusa_cl.predict_files import describe
+    from medusa_cl.deploy.predict_files import describe
 
     return {
         "version": __version__,
@@ -413,7 +413,7 @@ def _talking(job: _Job, left: int, before: int) -> Iterator[Bar]:
 
 
 def _units(predictor: Predictor) -> Iterator[tuple[str, str]]:
-    from medusa_cl.predictor import value_unit
+    from medusa_cl.deploy.predictor import value_unit
 
     yield from ((name, value_unit(task).partition(":")[0]) for name, task in predictor.tasks.items())
 
@@ -430,7 +430,7 @@ def _scale(predictor: Predictor) -> str:
 
 
 def _say(done: Done) -> None:
-    from medusa_cl.predict_record import PAGE
+    from medusa_cl.deploy.predict_record import PAGE
 
     print(f"{len(done.predicted) + done.before} pictures are predicted in {printable(done.out)} ({PAGE} says how).")
     if done.clipped:

@@ -10,8 +10,8 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
+from medusa_cl import shell
+from medusa_cl.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
     from medusa_cl.data.hdf5 import Array, HDF5Data, HDF5Writer
@@ -29,17 +28,38 @@ if TYPE_CHECKING:
     from medusa_cl.data.split import StoredData
 
 CHUNK = 8
-OPTIONS = ("source", "path", "out", "derive", "normals_frame", "on_bad_sample", "workers")
-USAGE = """usage: python -m medusa_cl.prepare path=PATH out=FILE.h5 [key=value ...]
-       python -m medusa_cl.prepare out=FILE.h5 --check      only verify a file
 
-  path=PATH                  the data as you have it: its folder, or a raw .mat file
-  out=FILE.h5                the file to make; a second call goes on where the first one stopped
-  source=auto                auto | nyud_mat | nyud_mt | pascal_mt | folder
-  derive=[]                  further targets to make and keep: curvature, keypoints2d
-  normals_frame=auto         axes of stored normals: rdf is right, down, forward; auto detects them
-  on_bad_sample=stop         stop at a damaged image, or skip it and go on
-  workers=N                  processes; by default all processors"""
+
+def _targets(text: str) -> tuple[str, ...]:
+    return () if text == "[]" else shell.names(text)
+
+
+FORMATS = "auto, nyud_mat, nyud_mt, pascal_mt or folder"
+USAGE = shell.Usage(
+    "prepare",
+    "Make one verified HDF5 file of a dataset as you have it: read faster, and the same samples, to the bit. "
+    "A second call goes on where the first one stopped.",
+    {
+        "path": shell.Option("PATH", "the data as you have it: its folder, or a raw .mat file; not with --check", None),
+        "out": shell.Option("FILE.h5", "the file to make, or to verify"),
+        "source": shell.Option("FORMAT", f"what the data is: {FORMATS}; by default auto", "auto"),
+        "derive": shell.Option("[NAMES]", "further targets to make and keep: curvature, keypoints2d", (), _targets),
+        "normals_frame": shell.Option(
+            "AXES", "axes of stored normals: rdf is right, down, forward; by default auto, which finds out", "auto"
+        ),
+        "on_bad_sample": shell.Option(
+            "stop|skip", "stop at a damaged image (default), or skip it and go on", "stop", shell.one_of("stop", "skip")
+        ),
+        "workers": shell.Option("N", "processes; by default as many as there are processors", None, shell.count),
+    },
+    (
+        "path=data/NYUD_MT out=data/NYUD_MT.h5",
+        "path=nyu_depth_v2_labeled.mat out=data/nyud.h5   # the raw labelled .mat",
+        "path=my_images out=my_images.h5 derive=[curvature] on_bad_sample=skip",
+        "out=data/NYUD_MT.h5 --check                      # only verify a file",
+    ),
+    {"--check": "only verify the file out=: every byte, and what its values are"},
+)
 
 Advance = Callable[[int, int], None]
 
@@ -48,8 +68,8 @@ Advance = Callable[[int, int], None]
 class Found:
     """What verifying a field found: its values' range and the share of labelled pixels."""
 
-    low: float = np.inf
-    high: float = -np.inf
+    low: float = math.inf
+    high: float = -math.inf
     labelled: float = 0.0
     images: int = 0
 
@@ -261,6 +281,8 @@ def read_rows(source: StoredData, indices: Sequence[int], on_bad_sample: str = "
     Raises:
         DataError: An image is damaged, and on_bad_sample is "stop".
     """
+    import numpy as np
+
     assert source.ids is not None
     read: list[dict[str, Array | None]] = []
     ids, faults = [], {}
@@ -279,6 +301,8 @@ def read_rows(source: StoredData, indices: Sequence[int], on_bad_sample: str = "
 
 
 def _padded(source: StoredData, name: str, stored: Array | None) -> Array:
+    import numpy as np
+
     field = source.field(name)
     whole = np.full((*source.image_size, *field.channels), field.ignore or 0, field.dtype)
     if stored is not None:
@@ -344,58 +368,38 @@ def _look(data: HDF5Data, index: int, name: str, found: dict[str, Found]) -> Non
     one.images += 1
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the verb.
 
     Raises:
         MedusaError: Whatever is wrong with the options or the data.
     """
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(USAGE)
+    if not arguments or shell.asks_for_help(arguments):
+        print(USAGE.help())
         return
-    options = _options([argument for argument in arguments if argument != "--check"])
-    if "out" not in options:
-        raise ConfigError(f"Expected out=FILE.h5.\n{USAGE}")
+    options = USAGE.parse(arguments)
     out = Path(options.pop("out"))
     from medusa_cl.tracking.console import bars
 
-    if "--check" in arguments:
+    if options.pop("check"):
         with bars() as bar:
-            _report(out, verify(out, functools.partial(bar, "verifying")))
+            found = verify(out, functools.partial(bar, "verifying"))
+        _report(out, found)
+    elif options["path"] is None:
+        raise ConfigError(f"Expected path=PATH: {USAGE.options['path'].about}; or --check, to verify {out}.")
     else:
         _prepare(out, options)
 
 
-def _options(arguments: Sequence[str]) -> dict[str, str]:
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    for key, value in options.items():
-        if key not in OPTIONS:
-            raise ConfigError(unknown("option of prepare", key, [*OPTIONS, "--check"]))
-        if not value:
-            raise ConfigError(f"Expected {key}=VALUE, but got {key} alone.")
-    return options
-
-
-def _prepare(out: Path, options: dict[str, str]) -> None:
+def _prepare(out: Path, options: dict[str, Any]) -> None:
     from medusa_cl.tracking.console import bars
 
-    if "path" not in options:
-        raise ConfigError(f"Expected path=, the data as you have it.\n{USAGE}")
-    workers = options.get("workers", "")
-    if workers and not (workers.isdecimal() and int(workers)):
-        raise ConfigError(f"Expected workers of at least 1, but got workers={workers}.")
     with bars() as bar:
-        made = prepare(
-            options["path"],
-            out,
-            options.get("source", "auto"),
-            derive=[name.strip() for name in options.get("derive", "").strip("[]").split(",") if name.strip()],
-            normals_frame=options.get("normals_frame", "auto"),
-            on_bad_sample=options.get("on_bad_sample", "stop"),
-            workers=int(workers) if workers else None,
-            progress=functools.partial(bar, "images"),
-            check=functools.partial(bar, "verifying"),
-        )
+        told: dict[str, Any] = {
+            "progress": functools.partial(bar, "images"),
+            "check": functools.partial(bar, "verifying"),
+        }
+        made = prepare(options.pop("path"), out, **options, **told)
     for image, fault in made.left_out.items():
         print(f"left out {image}: {fault}")
     if made.left_out:
@@ -422,11 +426,4 @@ def _report(out: Path, found: dict[str, dict[str, Found]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except MedusaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    shell.end(main, stopped="stopped: the same command goes on from here")

@@ -30,6 +30,7 @@ from medusa_cl.configs.sweep import job_number, reported
 from medusa_cl.continuing import read_yaml, resumed
 from medusa_cl.errors import ConfigError, MedusaError, unknown
 from medusa_cl.job import STOP, Finished, Run, closing, finish, learn_stream, own_console
+from medusa_cl.quiet import quiet
 from medusa_cl.study_run import run_study
 
 MODES = ("run", "study")
@@ -84,6 +85,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
         shell.fail(error)
 
 
+@quiet()  # here as well, for members of a sweep have processes of their own
 def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
     if cfg.mode not in MODES:
         raise ConfigError(unknown("mode", str(cfg.mode), MODES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ _PLAIN = dict(
     zip("↑↓→…·±≥≤°²µΔ─━│┃╸╺\N{EN DASH}\N{MINUS SIGN}\N{MULTIPLICATION SIGN}", "^v>..+><o2uD--||----x", strict=True)
 )
 _HANDLER = "medusa_cl.plain"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -222,30 +224,41 @@ def mannered() -> Iterator[None]:
         speak_plainly(stream)
     try:
         try:
-            with quiet():
+            with quiet(), _leaving_in_silence(sys.stdout):
                 yield
         finally:
-            _flush()
+            if sys.stdout is not None:  # as it is where it was closed from the start (`>&-`)
+                sys.stdout.flush()  # while it can still be said how that went
     except BrokenPipeError:
         unread()
         raise SystemExit(PIPE_CLOSED) from None
-
-
-def _flush() -> None:
-    """Say all that is left to say while it can still be said how that went.
-
-    Raises:
-        BrokenPipeError: Nobody reads it.
-    """
-    if sys.stdout is None:  # closed from the start (`>&-`)
-        return
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
         unread()
-        fail(MedusaError(f"What was to be printed could not be written: {error.strerror or error}."))
+        fail(MedusaError(f"The disk is full where this writes or prints to: {error.strerror}."))
+
+
+@contextmanager
+def _leaving_in_silence(stream: TextIO | None) -> Iterator[None]:
+    """Leave at once where a stream's reader has gone: others, Hydra among them, would report an error of it."""
+    if stream is None:
+        yield
+        return
+    write: Callable[[str], int] = stream.write
+
+    def careful(text: str) -> int:
+        try:
+            return write(text)
+        except BrokenPipeError:
+            unread()
+            raise SystemExit(PIPE_CLOSED) from None
+
+    stream.write = careful  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del stream.write
 
 
 def unread() -> None:

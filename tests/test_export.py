@@ -21,8 +21,9 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import Tensor
 
-from medusa_cl import agreement, export, graph_files, graphs, tasks
+from medusa_cl import export, tasks
 from medusa_cl.checkpoint import save_model
+from medusa_cl.deploy import agreement, graph_files, graphs
 from medusa_cl.errors import ConfigError, MedusaError, TaskError
 from medusa_cl.models import AdaptedHead, Backbone, MedusaHead, MultiTaskModel, OwnNetHead, PlainHead
 from medusa_cl.models.coupled import CoupledModel, PADNet

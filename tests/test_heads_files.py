@@ -24,9 +24,10 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medusa_cl import heads, kept, packs, tasks
+from medusa_cl import heads, kept, tasks
 from medusa_cl.checkpoint import load_model, save_model
 from medusa_cl.data import download
+from medusa_cl.deploy import packs
 from medusa_cl.errors import ConfigError, DataError, TaskError, WeightsError
 from medusa_cl.job import run
 from medusa_cl.models import AdaptedHead, LinearHead, MedusaHead, MultiTaskModel, OwnNetHead, PlainHead
@@ -447,7 +448,7 @@ def test_hubs_can_read_the_card_and_people_use_it(there: Path) -> None:
 
 @pytest.mark.parametrize("kind", tasks.BUILT_IN)
 def test_a_card_can_be_written_for_every_kind_of_task(kind: str) -> None:
-    from medusa_cl.cards import predicts
+    from medusa_cl.deploy.cards import predicts
 
     said = predicts(tasks.BUILT_IN[kind]().describe())
     assert "H W" in said and "author" not in said

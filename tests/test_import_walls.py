@@ -91,7 +91,7 @@ def test_a_misspelt_key_need_not_wait_for_torch() -> None:
 
 def test_what_predict_needs_loads_no_training_library() -> None:
     verb = ", medusa_cl.predict" if (ROOT / "medusa_cl" / "predict.py").exists() else ""
-    loaded = loaded_by(f"import medusa_cl.models.multitask, medusa_cl.tasks, medusa_cl.agreement{verb}")
+    loaded = loaded_by(f"import medusa_cl.models.multitask, medusa_cl.tasks, medusa_cl.deploy.agreement{verb}")
     assert "torch" in loaded
     assert loaded & set(HEAVY) == set()
 

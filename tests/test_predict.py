@@ -24,13 +24,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from medusa_cl import colours, kept, pictures, predict, predict_files, predict_panel, tasks
+from medusa_cl import colours, kept, predict, tasks
 from medusa_cl.checkpoint import save_model
+from medusa_cl.deploy import pictures, predict_files, predict_panel
+from medusa_cl.deploy.predictor import OutOfMemoryError, Predictor, resolve_device, value_unit
 from medusa_cl.errors import ConfigError, DataError, MedusaError, MissingDataError, TaskError
 from medusa_cl.models import AdaptedHead, Backbone, MedusaHead, MultiTaskModel
 from medusa_cl.models.coupled import CoupledModel, MTINet
 from medusa_cl.predict import USAGE, predict_images
-from medusa_cl.predictor import OutOfMemoryError, Predictor, resolve_device, value_unit
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
@@ -144,7 +145,7 @@ def test_padding_is_not_answered_for(run: Path) -> None:
 def test_strips_change_no_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo(70, 110)
     whole = Predictor(run)(image)
-    monkeypatch.setattr("medusa_cl.predictor._AT_ONCE", 1000)
+    monkeypatch.setattr("medusa_cl.deploy.predictor._AT_ONCE", 1000)
     strips = Predictor(run)(image)
     assert all(np.allclose(whole[name], strips[name], atol=1e-6) for name in NAMES)
     assert all(whole[name].shape == strips[name].shape for name in NAMES)

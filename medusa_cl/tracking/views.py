@@ -29,20 +29,20 @@ NAMED_SINCE = (3, 17)
 LONGEST_TAG = 5000  # of the oldest MLflow that is supported
 # The UI opens in its GenAI mode otherwise.
 TRAINING = {"workflowType": "machine_learning"}
-ANSWER, PICTURES = "which strategy?", "predictions"
+ANSWER, PICTURES = "which strategy?", "what it predicts"
 # A section is what stands before a metric's last slash: the answer first, then what it is made of, then how it came.
-SECTIONS = (ANSWER, "final", "forgetting", "transfer", "test", PICTURES, "relative", "train")
-CLOSED = ("relative", "train")
-SIZES = {ANSWER: {"columns": 2, "cardHeight": 400}, PICTURES: {"columns": 2, "cardHeight": 420}}
+SECTIONS = (ANSWER, "final", "forgetting", "transfer", "test", PICTURES, "predictions", "relative", "train")
+CLOSED = ("predictions", "relative", "train")
+SIZES = {ANSWER: {"columns": 2, "cardHeight": 400}, PICTURES: {"columns": 1, "cardHeight": 640}}
 SCATTER = ("final/forgetting_mean", "final/transfer_mean")
 BARS = (*SCATTER, "final/ufl_gain")
 # Of a series: MLflow 3 writes ~ for the slashes in its key, MLflow 2 wrote #.
 PICTURE = re.compile(r"images/(?P<key>.+?)[+%]step[+%](?P<step>\d+)[+%]")
 RUNS_WITH_PICTURES = 20
 # MLflow's own: name, and when it was begun.
-FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 130}
+FIRST_COLUMNS = {"attributes.`Run Name`": 200, "runDateAndNestInfo": 125}
 # Columns of the list of runs, from the left, with their widths in pixels.
-TAGS = {"strategy": 110, "plugins": 110, "head": 130, "backbone": 160, "seed": 60}
+TAGS = {"strategy": 95, "plugins": 100, "head": 115, "backbone": 150, "seed": 55}
 SCORE_WIDTH = 150
 # Of what is final, these say how the answer comes about, and not what it is: they have bars, but no column.
 GAINS = ("attention_gain", "control_gain", "feature_gain", "head_gain")
@@ -110,7 +110,7 @@ def arrangement(metrics: Iterable[str], series: Mapping[str, int]) -> dict[str, 
         "compareRunCharts": [
             _scatter(),
             *(_bar(name) for name in BARS if name in finals),
-            *(_pictures(key, step) for key, step in series.items()),
+            *([_pictures(series)] if series else []),
         ],
         "hideEmptyCharts": True,
         "runsHiddenMode": "FIRST_20_RUNS",
@@ -145,8 +145,10 @@ def _bar(metric: str) -> dict[str, Any]:
     return {**_chart("BAR", metric), "metricKey": metric}
 
 
-def _pictures(key: str, step: int) -> dict[str, Any]:
-    return {**_chart("IMAGE", key, PICTURES), "imageKeys": [key], "step": step}
+def _pictures(series: Mapping[str, int]) -> dict[str, Any]:
+    """Return the grid with a row for each task and a column for each run; the params of each would fill the card."""
+    shown = {"imageKeys": list(series), "step": max(series.values()), "showRunParams": False}
+    return {**_chart("IMAGE", "pictures", PICTURES), **shown}
 
 
 def _series(client: MlflowClient, runs: Sequence[Run]) -> dict[str, int]:

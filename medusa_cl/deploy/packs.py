@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from medusa_cl import __version__, kept, trained
-from medusa_cl.cards import card
+from medusa_cl.deploy.cards import card
 from medusa_cl.errors import ConfigError, DataError, TaskError, WeightsError
 from medusa_cl.trained import Trained
 

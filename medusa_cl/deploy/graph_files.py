@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medusa_cl import graphs
+from medusa_cl.deploy import graphs
+from medusa_cl.deploy.graphs import INPUT, Graph
 from medusa_cl.errors import ConfigError, MedusaError
-from medusa_cl.graphs import INPUT, Graph
 
 LIMIT = 2_000_000_000
 """Bytes of weights that an ONNX file can hold: protobuf ends at 2 GiB."""

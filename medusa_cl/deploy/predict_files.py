@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medusa_cl import kept
-from medusa_cl.predict_panel import panel
-from medusa_cl.predict_record import KINDS
-from medusa_cl.predictor import shape_of, value_unit
+from medusa_cl.deploy.predict_panel import panel
+from medusa_cl.deploy.predict_record import KINDS
+from medusa_cl.deploy.predictor import shape_of, value_unit
 from medusa_cl.tasks import DenseTask, palette
 
 MILLIMETRES = 1000

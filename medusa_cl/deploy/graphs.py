@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medusa_cl import __version__
+from medusa_cl.deploy.predictor import value_unit
 from medusa_cl.errors import ConfigError, unknown
 from medusa_cl.losses import STRIDE, at_size
 from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.coupled import CoupledModel
 from medusa_cl.models.multitask import MultiTaskModel
-from medusa_cl.predictor import value_unit
 from medusa_cl.tasks import DenseTask
 
 if TYPE_CHECKING:

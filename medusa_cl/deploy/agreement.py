@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medusa_cl.deploy.graph_files import Array, Runner
+from medusa_cl.deploy.graphs import Form, Graph
+from medusa_cl.deploy.predictor import value_unit
 from medusa_cl.errors import MedusaError
-from medusa_cl.graph_files import Array, Runner
-from medusa_cl.graphs import Form, Graph
-from medusa_cl.predictor import value_unit
 from medusa_cl.tasks import DenseTask
 
 TOLERANCE = 1e-4

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from medusa_cl.deploy.predictor import value_unit
 from medusa_cl.errors import printable
-from medusa_cl.predictor import value_unit
 from medusa_cl.tasks import DenseTask, drawn_up_to, palette, shown_range
 
 Picture = NDArray[np.uint8]

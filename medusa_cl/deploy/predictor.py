@@ -1,6 +1,6 @@
 """A trained model for a robot's loop: a picture in, an array for every task out.
 
-from medusa_cl.predictor import Predictor
+from medusa_cl.deploy.predictor import Predictor
 predictor = Predictor("runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0")
 answers = predictor(image)        # image: H W 3 uint8 RGB; answers["depth"]: H W float32, metres
 """

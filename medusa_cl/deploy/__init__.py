@@ -1,0 +1,1 @@
+"""What a learnt model is used for: answering pictures, files of graphs, heads that are published."""
