@@ -58,6 +58,7 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     part = directory / f"{WEIGHTS}.part"
     save_file(state, part, metadata={"format": FORMAT})
+    kept.readable(part)
     description = _sealed(describe(model) | {"weights": kept.file_hash(part)})
     (directory / NEXT).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     for path in (part, directory / NEXT, directory):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,14 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def readable(path: Path) -> None:
+    """Give a file the rights that any new file has here; safetensors makes its own for the owner alone."""
+    new = path.with_name(f"{path.name}.rights")
+    new.touch()
+    shutil.copymode(new, path)
+    new.unlink()
 
 
 def flush(path: Path) -> None:

@@ -126,14 +126,18 @@ def find_run(name: str, key: str) -> Path:
     """Return the directory of a finished run.
 
     Args:
-        name: The directory, or "last" for the latest finished run under runs/.
+        name: The directory, or "last" for the latest finished run under runs/ but those made by compare=.
         key: The key that named it, for the message.
 
     Raises:
         ConfigError: There is no finished run.
     """
     if name == "last":
-        found = sorted(RUNS.glob("*/*/summary.json"), key=lambda p: p.stat().st_mtime)
+        from medusa_cl.resume import compared
+
+        beside = {Path(folder).resolve() for run in RUNS.glob("*/*") for folder in compared(run).values()}
+        finished = (path for path in RUNS.glob("*/*/summary.json") if path.parent.resolve() not in beside)
+        found = sorted(finished, key=lambda p: p.stat().st_mtime)
         if not found:
             raise ConfigError(f"{key}=last, but no run under runs/ is finished yet.")
         return found[-1].parent

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medusa_cl.errors import SnapshotError
-from medusa_cl.kept import digest, file_hash, flush
+from medusa_cl.kept import digest, file_hash, flush, readable
 
 FORMAT = "medusa-cl snapshot 1"
 TREE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
@@ -67,6 +67,7 @@ def write(folder: Path, tree: Any, about: Mapping[str, Any]) -> Path:
     try:
         with _as_os_error():
             save_file(tensors, part / TENSORS, metadata={"format": FORMAT})
+            readable(part / TENSORS)
         (part / TREE).write_text(text, encoding="utf-8")
         manifest = _signed({"format": FORMAT, "about": dict(about), "files": _hashes(part)})
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ STRATEGIES = {
     ],
     "disk_val": [
         "strategy.cache_features=disk",
-        "trainer.workers=2",
+        "trainer.workers=1",
         "scenario.val_fraction=0.25",
         "trainer.select=val",
     ],
@@ -76,11 +76,38 @@ class Home:
         return run(config(*own, f"scenario.root={self.data}", f"out={out}", "overwrite=true", *given), given)
 
     def never_stopped(self, name: str) -> Path:
-        """Return the directory of such a run."""
+        """Return the directory of such a run; as it was at the moments of CASES, it is kept for `stopped`."""
         if name not in self.whole:
-            self.learn(f"whole-{name}", *STRATEGIES[name])
-            self.whole[name] = self.folder / f"whole-{name}"
+            out, saves = f"whole-{name}", {saves for case, saves in CASES if case == name}
+            with after_each_save(lambda done: shutil.copytree(out, f"kept/{name}-{done}") if done in saves else None):
+                self.learn(out, *STRATEGIES[name])
+            self.whole[name] = self.folder / out
         return self.whole[name]
+
+    def stopped(self, name: str, saves: int) -> str:
+        """Return the directory of such a run whose process was gone when it had been saved so many times."""
+        whole, out = self.never_stopped(name), f"{name}-{saves}"
+        for place in (out, "runs"):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(f"kept/{out}", out)
+        for file in ("config.yaml", "overrides.yaml"):
+            (Path(out) / file).write_text((Path(out) / file).read_text().replace(whole.name, out))
+        return out
+
+
+@contextmanager
+def after_each_save(do: Callable[[int], object]) -> Iterator[None]:
+    """Do something with the number of saves after each one."""
+    save, done = Keeper._save, [0]
+
+    def counting(self: Keeper, *arguments: Any) -> None:
+        save(self, *arguments)
+        done[0] += 1
+        do(done[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "_save", counting)
+        yield
 
 
 def go_on(out: str, **options: Any) -> dict[str, Any]:
@@ -107,49 +134,30 @@ def _there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def dying(monkeypatch: pytest.MonkeyPatch, saves: int) -> Iterator[pytest.ExceptionInfo[KilledError]]:
+def dying(saves: int) -> Iterator[pytest.ExceptionInfo[KilledError]]:
     """Let what is learnt in the block die as soon as it was saved so many times."""
-    save, done = Keeper._save, [0]
 
-    def counting(self: Keeper, *arguments: Any) -> None:
-        save(self, *arguments)
-        done[0] += 1
-        if done[0] == saves:
+    def die(done: int) -> None:
+        if done == saves:
             raise KilledError
 
-    with monkeypatch.context() as patch, pytest.raises(KilledError) as killed:
-        patch.setattr(Keeper, "_save", counting)
+    with pytest.raises(KilledError) as killed, after_each_save(die):
         yield killed
-
-
-@pytest.fixture
-def killed(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`(name, saves, *overrides) -> directory` of a run that died when it had been saved so many times."""
-
-    def die(name: str, saves: int, *overrides: str) -> str:
-        out = f"{name}-{saves}"
-        with dying(monkeypatch, saves):
-            home.learn(out, *STRATEGIES[name], *overrides)
-        return out
-
-    return die
 
 
 # Saved are 3 steps of the base, its end, its evaluation, and the same of one new task: 10 times. Single-task nets learn
 # the two base tasks one after the other, a joint decoder all tasks at once.
-@pytest.mark.parametrize(
-    ("name", "saves"),
-    [
-        *[("medusa", saves) for saves in (1, 3, 4, 5, 7, 10)],
-        *[(name, saves) for name in ("finetune", "ewc_replay", "lwf", "der") for saves in (2, 7)],
-        *[("online_ewc_si", 7), ("agem", 7), ("single_task", 2), ("single_task", 5), ("single_task", 10)],
-        *[("joint_decoder", 2), ("disk_val", 6), ("epochs", 6), ("epochs", 9), ("early_stopping", 8)],
-    ],
-)
-def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    home: Home, killed: Callable[..., str], name: str, saves: int
-) -> None:
-    out = killed(name, saves)
+CASES = [
+    *[("medusa", saves) for saves in (1, 3, 4, 5, 7, 10)],
+    *[(name, saves) for name in ("finetune", "ewc_replay", "lwf", "der") for saves in (2, 7)],
+    *[("online_ewc_si", 7), ("agem", 7), ("single_task", 2), ("single_task", 5), ("single_task", 10)],
+    *[("joint_decoder", 2), ("disk_val", 6), ("epochs", 6), ("epochs", 9), ("early_stopping", 8)],
+]
+
+
+@pytest.mark.parametrize(("name", "saves"), CASES)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(home: Home, name: str, saves: int) -> None:
+    out = home.stopped(name, saves)
     go_on(out)
     compare(home.never_stopped(name), Path(out))
 
@@ -189,27 +197,28 @@ def test_a_run_that_died_before_anything_was_saved_starts_from_the_beginning(
     compare(home.never_stopped("medusa"), Path("early"))
 
 
-def test_a_run_that_starts_from_another_ones_base_goes_on_without_it(home: Home, killed: Callable[..., str]) -> None:
+def test_a_run_that_starts_from_another_ones_base_goes_on_without_it(home: Home) -> None:
     shutil.copytree(home.never_stopped("medusa"), "base-of-it", dirs_exist_ok=True)
     whole = home.learn("on-base", "base=base-of-it")
-    out = killed("medusa", 4, "base=base-of-it")
+    with dying(4):
+        home.learn("on-base-4", "base=base-of-it")
     shutil.rmtree("base-of-it")
-    go_on(out)
-    compare(Path(whole["run_dir"]), Path(out))
+    go_on("on-base-4")
+    compare(Path(whole["run_dir"]), Path("on-base-4"))
 
 
-def test_an_extension_goes_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extension_goes_on(home: Home) -> None:
     base = str(home.never_stopped("medusa"))
     given = [f"extend={base}", "scenario.stream=[edges]", "trainer.save_steps=1", "references=none", "tracking=off"]
     whole = run(config(*given, "out=extended"), [*given, "out=extended"])
-    with dying(monkeypatch, 3):
+    with dying(3):
         run(config(*given, "out=extended-3"), [*given, "out=extended-3"])
     go_on("extended-3")
     compare(Path(whole["run_dir"]), Path("extended-3"))
 
 
-def test_an_older_checkpoint_takes_the_place_of_newer_ones(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 7)
+def test_an_older_checkpoint_takes_the_place_of_newer_ones(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     older, _ = snapshot.every(Path(out) / "checkpoints")
     cfg: Any = OmegaConf.load(f"{out}/config.yaml")
     finish(learn_stream(cfg, folder=Path(out), chosen=older))
@@ -246,8 +255,8 @@ def test_a_plugin_with_batches_of_its_own_leaves_checkpoints_at_the_ends_of_task
     assert snapshot.every(Path("fed/checkpoints"))[-1].name == "0004-normals-evaluated"
 
 
-def test_seconds_go_on_from_what_was_spent(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 8)
+def test_seconds_go_on_from_what_was_spent(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     saved = snapshot.newest(Path(out) / "checkpoints")
     assert saved is not None
     assert 0 < saved.tree["seconds"]["normals"] < go_on(out)["cost"]["train_seconds"]["normals"]
@@ -265,8 +274,8 @@ def test_a_finished_run_is_shown_and_not_learnt_again(
 # ---------------------------------------------------------------- what is refused
 
 
-def test_damage_is_named_and_the_checkpoint_before_is_offered(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 7)
+def test_damage_is_named_and_the_checkpoint_before_is_offered(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     before, last = snapshot.every(Path(out) / "checkpoints")
     weights = last / "tensors.safetensors"
     content = bytearray(weights.read_bytes())
@@ -282,11 +291,9 @@ def test_damage_is_named_and_the_checkpoint_before_is_offered(home: Home, killed
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
-def test_every_part_of_a_checkpoint_is_looked_at(
-    home: Home, killed: Callable[..., str], name: str, damage: str
-) -> None:
+def test_every_part_of_a_checkpoint_is_looked_at(home: Home, name: str, damage: str) -> None:
     if not Path("kept-stopped").exists():
-        shutil.copytree(killed("medusa", 7), "kept-stopped")
+        shutil.copytree(home.stopped("medusa", 7), "kept-stopped")
     shutil.rmtree("damaged", ignore_errors=True)
     shutil.copytree("kept-stopped", "damaged")
     path = snapshot.every(Path("damaged/checkpoints"))[-1] / name
@@ -298,8 +305,8 @@ def test_every_part_of_a_checkpoint_is_looked_at(
         go_on("damaged")
 
 
-def test_another_configuration_is_refused_with_the_difference(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 7)
+def test_another_configuration_is_refused_with_the_difference(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     cfg: Any = OmegaConf.load(f"{out}/config.yaml")
     cfg.trainer.lr_head, cfg.trainer.workers = 0.5, 1
     with pytest.raises(SnapshotError, match=r"trainer.lr_head: 0.002 in the run, 0.5 now\. Leave") as refusal:
@@ -311,8 +318,8 @@ def test_another_configuration_is_refused_with_the_difference(home: Home, killed
         run(cfg, folder=Path(out))
 
 
-def test_changed_data_is_refused(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 7)
+def test_changed_data_is_refused(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     shutil.move(home.data, "kept.h5")
     try:
         fields = ("semseg", "depth", "normals", "edges")
@@ -323,8 +330,8 @@ def test_changed_data_is_refused(home: Home, killed: Callable[..., str]) -> None
         shutil.move("kept.h5", home.data)
 
 
-def test_a_run_that_is_being_learnt_is_left_to_whoever_learns_it(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 7)
+def test_a_run_that_is_being_learnt_is_left_to_whoever_learns_it(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     lock = rundir.held(Path(out))
     try:
         with pytest.raises(ConfigError, match=rf"The run in {out} is being learnt by another process"):
@@ -337,17 +344,17 @@ def test_a_run_that_is_being_learnt_is_left_to_whoever_learns_it(home: Home, kil
 
 
 def test_what_other_code_has_finished_is_not_kept_for_studies(
-    home: Home, killed: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = killed("medusa", 7)
+    out = home.stopped("medusa", 7)
     monkeypatch.setattr("medusa_cl.build.__version__", "another")
     go_on(out)
     assert "bits may differ from here on" in capsys.readouterr().out
     assert not list(Path("runs/.cache").glob("run-*"))
 
 
-def test_a_run_is_found_by_its_name_and_by_the_latest(home: Home, killed: Callable[..., str]) -> None:
-    killed("medusa", 7)
+def test_a_run_is_found_by_its_name_and_by_the_latest(home: Home) -> None:
+    home.stopped("medusa", 7)
     with pytest.raises(ConfigError, match="no run under runs/"):
         resume.find("last")
     for name in ("a", "b", "c"):
@@ -355,6 +362,10 @@ def test_a_run_is_found_by_its_name_and_by_the_latest(home: Home, killed: Callab
         os.utime(f"runs/some/{name}/overrides.yaml", (0, {"a": 3, "b": 2, "c": 4}[name]))
     resume.note_compared(Path("runs/some/a"), "strategy=finetune", Path("runs/some/c"))
     assert resume.find("last")[0] == Path("runs/some/a"), "a run that is compared to another one goes on with that"
+    for age, name in enumerate("abc"):
+        Path(f"runs/some/{name}/summary.json").touch()
+        os.utime(f"runs/some/{name}/summary.json", (0, age))
+    assert rundir.find_run("last", "extend") == Path("runs/some/b")
     (checkpoint, _) = snapshot.every(Path("runs/some/b/checkpoints"))
     assert resume.find(str(checkpoint)) == (Path("runs/some/b"), checkpoint)
     Path("runs/some/b/tracking.json").write_text(f'{{"tracker": {{"run_id": "{"ab" * 16}"}}}}')
@@ -433,8 +444,8 @@ def test_what_cannot_be_put_back_is_said_at_the_beginning(
 # ---------------------------------------------------------------- as the command line does it
 
 
-def test_what_may_be_set_anew_and_what_is_refused(home: Home, killed: Callable[..., str]) -> None:
-    out = killed("medusa", 7)
+def test_what_may_be_set_anew_and_what_is_refused(home: Home) -> None:
+    out = home.stopped("medusa", 7)
     given = [f"resume={out}", "trainer.workers=1", "trainer.lr_head=2e-3", "tracking=off"]
     cfg, overrides, folder, chosen = resumed(config(*given), given)
     assert (cfg.trainer.workers, cfg.trainer.lr_head, cfg.out) == (1, 2e-3, out)
@@ -465,7 +476,7 @@ def test_runs_that_are_compared_go_on_with_the_first_one(home: Home, monkeypatch
         for folder in ("first", second):
             shutil.copytree(folder, Path("whole") / Path(folder).name)
         shutil.rmtree("first")
-        with dying(monkeypatch, 13) as killed:  # in the second run, for the first is saved ten times
+        with dying(13) as killed:  # in the second run, for the first is saved ten times
             learn("first")
         assert killed.value.__notes__ == ["To go on from 0010-normals-evaluated: python -m medusa_cl.run resume=first"]
         assert not Path("first/summary.json").exists()
@@ -479,7 +490,7 @@ def test_a_member_of_a_study_goes_on_in_the_middle(home: Home, monkeypatch: pyte
     own = [*SMALL, f"scenario.root={home.data}", "trainer.save_steps=1", STREAM]
     given = [*own, "mode=study", "study.members=[medusa]", "study.seeds=[0]", "out=study"]
     with initialize_config_module("medusa_cl.configs", version_base="1.3"):
-        with dying(monkeypatch, 7):
+        with dying(7):
             run_study(compose("config", given), given)
         steps = []
         monkeypatch.setattr(Keeper, "step", lambda self, state, about: steps.append(about["at"]))
@@ -541,8 +552,8 @@ def test_a_run_that_met_nan_goes_on_without_that_step(home: Home, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml"])
-def test_a_damaged_configuration_is_named(home: Home, killed: Callable[..., str], name: str) -> None:
-    out = killed("medusa", 7)
+def test_a_damaged_configuration_is_named(home: Home, name: str) -> None:
+    out = home.stopped("medusa", 7)
     (Path(out) / name).write_bytes(b"trainer: {lr_head: 0.1, \x00")
     with pytest.raises(DataError, match=rf"{name} is damaged"):
         resumed(config(f"resume={out}"), [f"resume={out}"])

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import medusa_cl.run
 from medusa_cl.configs import sweep
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.errors import ConfigError
+from medusa_cl.tracking.mlflow import SECTIONED
 from small_run import SMALL, miniature
 
 TINY = [o for o in SMALL if o != "tracking=off"]
@@ -58,13 +60,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("launcher", "streams"),
     [
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "[normals],[edges],[egdes]"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.workers=1"], "[normals],[edges],[egdes]"),
         (["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2"], "[normals],[edges]"),
     ],
     ids=["joblib", "submitit_local"],
 )
-def test_members_side_by_side(launcher: list[str], streams: str, home: Path, tmp_path: Path) -> None:
-    """Two that learn, and one that cannot, on a store that none of them finds."""
+def test_members_side_by_side(launcher: list[str], streams: str, home: Path, tmp_path: Path, empty_store: Path) -> None:
+    """Two that learn, and one that cannot, on a store that none of them finds; on one that is there with submitit."""
+    if "egdes" not in streams:
+        (home / "runs").mkdir()
+        shutil.copyfile(empty_store, home / "runs" / "mlflow.db")
     data = [f"scenario.root={miniature(tmp_path)}", "scenario.base=[depth]", f"scenario.stream={streams}"]
     arguments = ["-m", *launcher, *TINY, *data, "references=[frozen_plain]"]
     done = subprocess.run([sys.executable, "-c", LAUNCHED, *arguments], capture_output=True, text=True, check=False)
@@ -99,7 +104,8 @@ def _tracked_whole(run: Path) -> str:
     client = _store(run.parents[2])
     run_id = json.loads((run / "tracking.json").read_text())["tracker"]["run_id"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    written = {(k, line["step"]): v for line in lines for k, v in line["values"].items() if v is not None}
+    values = [(SECTIONED.get(k, k), line["step"], v) for line in lines for k, v in line["values"].items()]
+    written = {(k, step): v for k, step, v in values if v is not None}
     assert len(written) > 20
     names = {name for name, _ in written}
     tracked = {(m.key, m.step): m.value for name in names for m in client.get_metric_history(run_id, name)}

@@ -26,6 +26,7 @@ from medusa_cl import distributed
 from medusa_cl.batch import Features, Sample
 from medusa_cl.data.hdf5 import checksum, fixed, require_own, text_of
 from medusa_cl.data.loader import Augmentation, View, next_batch, padded_image
+from medusa_cl.data.parallel import loading_options
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, TrainingError, unknown
 from medusa_cl.kept import digest
@@ -276,7 +277,7 @@ class FrozenFeatures:
         sampler = [
             [min(row, len(images) - 1) for row in range(n * self._batch_size, (n + 1) * self._batch_size)] for n in mine
         ]
-        options: dict[str, Any] = {"num_workers": self._workers, "pin_memory": self._device.type == "cuda"}
+        options = loading_options(self._workers) | {"pin_memory": self._device.type == "cuda"}
         loading = iter(DataLoader(images, batch_sampler=sampler, generator=torch.Generator(), **options))
         for group, first in enumerate(firsts):
             yield group, first, next_batch(loading)

@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from medusa_cl.batch import Features, Sample, collate
 from medusa_cl.data import transforms
+from medusa_cl.data.parallel import loading_options
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, MedusaError, unknown
 from medusa_cl.memory import lost_worker
 from medusa_cl.randomness import generator, permutation, stream
-from medusa_cl.stopping import deaf
 
 if TYPE_CHECKING:
     from medusa_cl.tasks import DenseTask
@@ -419,10 +419,9 @@ class DenseLoader:
         self._views = _Views(dataset, tasks, draw, features)
         read = features.take if features is not None and features.on_disk else None
         self._options: dict[str, Any] = {
-            "num_workers": workers,
+            **loading_options(workers),
             "pin_memory": pin_memory,
             "collate_fn": functools.partial(_collate, read),
-            "worker_init_fn": deaf,
         }
         self._running: tuple[int, Iterator[list[Any]]] | None = None
         if train and (batch_size % shard[1] or len(dataset) < shard[1]):

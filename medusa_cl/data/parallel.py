@@ -23,6 +23,14 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def loading_options(workers: int) -> dict[str, Any]:
+    """Return the options of a `DataLoader` that loads in so many processes."""
+    options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": deaf}
+    if workers and multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's, which starts only its own
+        options["multiprocessing_context"] = "fork"
+    return options
+
+
 def in_order(
     jobs: Sequence[Job],
     work: Callable[[Job], Result],

@@ -263,6 +263,7 @@ def save_backbone(backbone: Backbone, path: Path) -> None:
 
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.net.state_dict().items()}
     save_file(state, path, metadata={"format": "pt"})
+    kept.readable(path)
 
 
 def load_backbone(pack: Pack) -> Backbone:

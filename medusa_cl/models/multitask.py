@@ -335,6 +335,7 @@ class MultiTaskModel(nn.Module):
         tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
         with kept.whole(path) as part:
             save_file(tensors, part, metadata | {"sha256": _hash_of(tensors, metadata)})
+            kept.readable(part)
 
     def load_head(self, path: str | Path, task: DenseTask | None = None, head: HeadFactory | None = None) -> DenseTask:
         """Add the head of a file that `save_head` wrote.

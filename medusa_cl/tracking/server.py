@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +17,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
 from typing import IO, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from medusa_cl.errors import ConfigError, MedusaError
 from medusa_cl.rundir import RUNS, find_run
@@ -55,11 +57,11 @@ def serve(uri: str | None, port: int | None, run: str | None) -> None:
     recorded = None if run is None else find_recorded(run)
     store = store_uri(uri or (recorded.uri if recorded else None), RUNS)
     check_store(store)
-    chosen = free_port(port)
-    pages = list(page_lines(store, f"http://{HOST}:{chosen}", recorded.run_id if recorded else None))
-    with _ended_by_signals(), started(store, chosen) as process:
-        print("\n".join([f"MLflow {mask_uri(store)}", *pages, "ready; Ctrl-C ends it"]), flush=True)
-        process.wait()
+    with _ended_by_signals(), held_port(port) as chosen:
+        pages = list(page_lines(store, f"http://{HOST}:{chosen}", recorded.run_id if recorded else None))
+        with started(store, chosen) as process:
+            print("\n".join([f"MLflow {mask_uri(store)}", *pages, "ready; Ctrl-C ends it"]), flush=True)
+            process.wait()
     raise MedusaError(f"MLflow's server has ended by itself, with status {process.returncode}.")
 
 
@@ -98,22 +100,27 @@ def check_store(store: str) -> None:
         )
 
 
-def free_port(asked: int | None) -> int:
-    """Return the port asked for; None for the first that is free from 5000 on, said where it is another.
+@contextmanager
+def held_port(asked: int | None) -> Iterator[int]:
+    """Keep a port for a block, against others that start here: the server takes it seconds later.
+
+    Args:
+        asked: The port; None for the first that is free from 5000 on, said where it is another.
 
     Raises:
         ConfigError: It is taken, or may not be used.
     """
-    if asked is not None:
-        if (error := _refusal(asked)) is not None:
-            raise ConfigError(f"Port {asked} {_why(asked, error)}. Choose another by port=, or leave that out.")
-        return asked
-    port = next((port for port in range(PORT, PORT + PORTS) if _refusal(port) is None), None)
-    if port is None:
+    first = PORT if asked is None else asked
+    for port in range(first, first + (PORTS if asked is None else 1)):
+        if (lock := _reserved(port)) is not None:
+            with lock:
+                if port != first:
+                    print(f"Port {first} {_why(first)}: {port} is used.", flush=True)
+                yield port
+            return
+    if asked is None:
         raise ConfigError(f"No port from {PORT} to {PORT + PORTS - 1} is free. Choose another by port=.")
-    if port != PORT:
-        print(f"Port {PORT} {_why(PORT, errno.EADDRINUSE)}: {port} is used.", flush=True)
-    return port
+    raise ConfigError(f"Port {asked} {_why(asked)}. Choose another by port=, or leave that out.")
 
 
 def page_lines(store: str, server: str, run_id: str | None = None) -> Iterator[str]:
@@ -169,6 +176,19 @@ def _where(noted: str, folder: Path) -> str:
     return f"sqlite:///{beside}" if path is not None and not path.is_file() and beside.is_file() else noted
 
 
+def _reserved(port: int) -> FileLock | None:
+    """Return a lock, taken, for a port that can be listened at."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"medusa_cl-{os.getuid()}-port-{port}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    if _refusal(port) is None:
+        return lock
+    lock.release()
+    return None
+
+
 def _refusal(port: int) -> int | None:
     """Return why a port cannot be listened at, as errno has it; None where it can."""
     with socket.socket() as probe:
@@ -180,7 +200,11 @@ def _refusal(port: int) -> int | None:
     return None
 
 
-def _why(port: int, error: int) -> str:
+def _why(port: int) -> str:
+    """Return what is the matter with a port."""
+    error = _refusal(port)
+    if error is None:
+        return "is taken by a server that is just starting"
     if error != errno.EADDRINUSE:
         return f"cannot be used: {os.strerror(error)}"
     version = _answer(f"http://{HOST}:{port}/version")
@@ -193,9 +217,7 @@ def _answer(url: str, seconds: float = 2) -> str | None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is never behind a proxy
         with direct.open(url, timeout=seconds) as reply:
             return str(reply.read(100).decode(errors="replace"))
-    except (OSError, ValueError, urllib.error.URLError):
-        return None
-    except Exception:  # http.client's, of what does not speak HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # nobody is there, or does not speak HTTP
         return None
 
 

@@ -35,7 +35,7 @@ SECTIONS = (ANSWER, "final", "forgetting", "transfer", "test", PICTURES, "predic
 CLOSED = ("predictions", "relative", "train")
 SIZES = {ANSWER: {"columns": 2, "cardHeight": 400}, PICTURES: {"columns": 1, "cardHeight": 640}}
 SCATTER = ("final/forgetting_mean", "final/transfer_mean")
-BARS = (*SCATTER, "final/ufl_gain")
+BARS = (*SCATTER, "final/forgetting_percent")
 # Of a series: MLflow 3 writes ~ for the slashes in its key, MLflow 2 wrote #.
 PICTURE = re.compile(r"images/(?P<key>.+?)[+%]step[+%](?P<step>\d+)[+%]")
 RUNS_WITH_PICTURES = 20
@@ -46,7 +46,7 @@ TAGS = {"strategy": 95, "plugins": 100, "head": 115, "backbone": 150, "seed": 55
 SCORE_WIDTH = 150
 # Of what is final, these say how the answer comes about, and not what it is: they have bars, but no column.
 GAINS = ("attention_gain", "control_gain", "feature_gain", "head_gain")
-BESIDES = (*GAINS, "forgetting_percent", "gflops", "params_total")
+BESIDES = (*GAINS, "gflops", "params_total", "ufl_gain")
 
 
 def page(experiment: str, run: str | None = None, charts: bool = False, view: bool = False) -> str:
@@ -152,14 +152,14 @@ def _pictures(series: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _series(client: MlflowClient, runs: Sequence[Run]) -> dict[str, int]:
-    """Return the last step of every series of pictures; at step 0, where MLflow begins, there is none."""
-    found: dict[str, int] = {}
+    """Return the last step of every series of pictures, in the order in which they begin; none has a step 0."""
+    found: dict[str, list[int]] = {}
     for run in [run for run in runs if "mlflow.loggedImages" in run.data.tags][:RUNS_WITH_PICTURES]:
         for file in client.list_artifacts(run.info.run_id, "images"):
             if picture := PICTURE.match(file.path):
                 key = re.sub("[~#]", "/", picture["key"])
-                found[key] = max(found.get(key, 0), int(picture["step"]))
-    return dict(sorted(found.items()))
+                found.setdefault(key, []).append(int(picture["step"]))
+    return {key: max(found[key]) for key in sorted(found, key=lambda key: (min(found[key]), key))}
 
 
 def _chart(kind: str, name: str, section: str = ANSWER) -> dict[str, Any]:
