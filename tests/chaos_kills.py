@@ -125,18 +125,20 @@ class Chaos:
     Args:
         home: An empty folder.
         seed: What is drawn depends on it.
+        store: A database of MLflow without runs; None makes one.
     """
 
-    def __init__(self, home: Path, seed: int = 0) -> None:
+    def __init__(self, home: Path, seed: int = 0, store: Path | None = None) -> None:
         self.home, self.random = home, random.Random(seed)
+        self._store = store or empty_store(home / "empty")
         self._whole: dict[str, tuple[Path, dict[str, int]]] = {}
         self._made = 0
 
     def whole(self, strategy: str) -> tuple[Path, dict[str, int]]:
         """Return the directory of a run that was never stopped, and how often each phase was entered."""
         if strategy not in self._whole:
-            folder, counts = self._place(f"whole {strategy}"), self.home / f"{strategy}.json"
-            done = self._start(
+            folder, counts = self.place(f"whole {strategy}"), self.home / f"{strategy}.json"
+            done = self.start(
                 folder, ["--victim", "", "0", str(counts)], [*MINIATURE, *STRATEGIES[strategy], "out=run"]
             )
             assert done.returncode == 0, done.stderr
@@ -156,31 +158,47 @@ class Chaos:
         """
         whole, counts = self.whole(kill.strategy)
         number = self.random.randint(1, counts[kill.phase])
-        folder = self._place(f"{kill.strategy} {kill.phase} {kill.workers} {number}")
+        folder = self.place(f"{kill.strategy} {kill.phase} {kill.workers} {number}")
         cache = folder / "cache" if kill.phase == "data generation" else None
         chosen = [*MINIATURE, *STRATEGIES[kill.strategy], f"trainer.workers={kill.workers}", "out=run"]
-        died = self._start(folder, ["--victim", kill.phase, str(number), "unused"], chosen, cache)
+        self.die(folder, kill.phase, number, chosen, cache)
+        other = WORKERS[1 - WORKERS.index(kill.workers)]
+        self.finish(folder, whole, ["resume=run", f"trainer.workers={other}"], cache)
+        return f"{number} of {counts[kill.phase]}"
+
+    def die(self, folder: Path, phase: str, number: int, arguments: Sequence[str], cache: Path | None = None) -> None:
+        """Run the command in a folder until it dies in the middle of a phase, at its call of that number.
+
+        Raises:
+            AssertionError: It ends in another way, or has written nothing before.
+        """
+        died = self.start(folder, ["--victim", phase, str(number), "unused"], arguments, cache)
         assert died.returncode == -signal.SIGKILL, died.stderr
         if not (folder / "run" / "overrides.yaml").is_file():
             raise AssertionError("nothing was written before it died")
-        other = WORKERS[1 - WORKERS.index(kill.workers)]
-        resumed = self._start(folder, [], ["resume=run", f"trainer.workers={other}"], cache)
+
+    def finish(self, folder: Path, whole: Path, arguments: Sequence[str], cache: Path | None = None) -> None:
+        """Go on in a folder to the end.
+
+        Raises:
+            AssertionError: It is not what the run is that was never stopped.
+        """
+        resumed = self.start(folder, [], arguments, cache)
         assert resumed.returncode == 0, resumed.stderr
         compare(whole, folder / "run")
         look_into_mlflow(folder / "run", self._uri(folder))
-        return f"{number} of {counts[kill.phase]}"
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """Make a folder with an empty store."""
         folder = self.home / name.replace(" ", "-").replace("+", "-")
-        folder.mkdir()
-        if (template := self.home / "store.db").is_file():  # to make the tables anew takes seconds
-            (folder / "runs").mkdir()
-            shutil.copyfile(template, folder / "runs" / "mlflow.db")
+        (folder / "runs").mkdir(parents=True)
+        shutil.copyfile(self._store, folder / "runs" / "mlflow.db")
         return folder
 
-    def _start(
+    def start(
         self, folder: Path, before: Sequence[str], arguments: Sequence[str], cache: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
+        """Run the command in a folder, by way of this script where `before` is given, and wait for its end."""
         how = [str(Path(__file__).resolve()), *before, "--"] if before else ["-m", "medusa_cl.run"]
         options: dict[str, Any] = {"cwd": folder, "env": self.environment(folder, cache), "text": True, "timeout": 300}
         return subprocess.run([sys.executable, *how, *arguments], capture_output=True, check=False, **options)
@@ -193,6 +211,14 @@ class Chaos:
     @staticmethod
     def _uri(folder: Path) -> str:
         return f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
+
+
+def empty_store(folder: Path) -> Path:
+    """Make a database of MLflow that holds no run, to be copied: to make its tables takes seconds."""
+    from medusa_cl.tracking.mlflow import quiet_client, store_uri
+
+    quiet_client(store_uri(f"sqlite:///{folder / 'mlflow.db'}", folder))
+    return folder / "mlflow.db"
 
 
 def compare(whole: Path, resumed: Path) -> None:
@@ -239,7 +265,7 @@ def _first_difference(expected: Any, got: Any) -> str:
 
 def look_into_mlflow(folder: Path, uri: str) -> None:
     """See that MLflow has one run, with every point of metrics.jsonl once, and one model."""
-    from medusa_cl.tracking.mlflow import quiet_client
+    from medusa_cl.tracking.mlflow import SECTIONED, quiet_client
 
     client = quiet_client(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -248,8 +274,9 @@ def look_into_mlflow(folder: Path, uri: str) -> None:
     points = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
     got = sorted((name, point.step) for name, history in points.items() for point in history)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    told = sorted((k, line["step"]) for line in lines for k, value in line["values"].items() if value is not None)
-    assert got == told, f"{len(got)} points in MLflow for {len(told)}"
+    values = [(k, line["step"], value) for line in lines for k, value in line["values"].items()]
+    told = sorted((SECTIONED.get(k, k), step) for k, step, value in values if value is not None)
+    assert got == told, f"{len(got)} points in MLflow for {len(told)}: {sorted(set(got) ^ set(told))}"
     assert len(client.search_logged_models(experiments)) == 1
     assert run.data.params["trainer.max_steps"] == "3"
     images = [item.path for item in client.list_artifacts(run.info.run_id, "images")]

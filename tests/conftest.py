@@ -40,6 +40,17 @@ def _environment(session_home: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow that holds no run, to be copied: to make its tables takes seconds."""
+    from medusa_cl.tracking.mlflow import quiet_client, store_uri
+
+    made = tmp_path_factory.getbasetemp() / "migrated" / "mlflow.db"
+    if not made.exists():
+        quiet_client(store_uri(f"sqlite:///{made}", made.parent))
+    return made
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """The same bits on any machine, and no fight over cores; anew each time, as a run sets its own number."""

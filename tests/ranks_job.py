@@ -1,10 +1,11 @@
-"""What test_distributed.py runs under torchrun, and in one process for comparison: `ranks_job.py <folder> <part>`."""
+"""What test_distributed.py runs under torchrun, and in one process for comparison: `ranks_job.py folder part...`."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,19 +280,20 @@ PARTS = {
 }
 
 
-def main(folder: Path, part: str) -> None:
-    """Run a part, and save what it found in a file for each rank."""
+def main(folder: Path, parts: Sequence[str]) -> None:
+    """Run parts one after the other, and save what each found in a file for each rank."""
     torch.set_num_threads(1)
     if distributed.launched():
         distributed.start("cpu")
-    found = {run.__name__: run() for run in PARTS[part]}
-    torch.save(found, folder / f"{part}-{distributed.rank()}.pt")
+    for part in parts:
+        found = {run.__name__: run() for run in PARTS[part]}
+        torch.save(found, folder / f"{part}-{distributed.rank()}.pt")
     distributed.stop()
 
 
 if __name__ == "__main__":
     if distributed.launched():
         with distributed.ending_together():
-            main(Path(sys.argv[1]), sys.argv[2])
+            main(Path(sys.argv[1]), sys.argv[2:])
     else:
-        main(Path(sys.argv[1]), sys.argv[2])
+        main(Path(sys.argv[1]), sys.argv[2:])

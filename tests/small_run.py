@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from fake_data import fake_dense_hdf5
@@ -33,6 +35,20 @@ def config(*overrides: str) -> DictConfig:
 def small(data: Path, *overrides: str) -> DictConfig:
     """Compose the configuration of a run on the miniature."""
     return config(*SMALL, f"scenario.root={data}", *overrides)
+
+
+def typed(*arguments: str) -> int:
+    """Run the verb as typed, but in this process, which has long imported all it needs; returns the exit status."""
+    import medusa_cl.run
+
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run", *arguments])
+        try:
+            medusa_cl.run.main()
+        except SystemExit as stop:
+            return int(str(stop.code))
+    return 0
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:

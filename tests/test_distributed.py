@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -35,17 +36,18 @@ ALIKE = ["backbone.name=test_efficientnet_gn", "head=plain", HEAD, "references=[
 class Launches:
     """Everything that is started by torchrun here, at once: starting takes longer than the work."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Path) -> None:
         self.folder = folder
+        shutil.copyfile(store, folder / "mlflow.db")
         data = miniature(folder)
         given = [o for o in SMALL if o != "tracking=off"] + [f"scenario.root={data}", *ALIKE]
         job = [str(ROOT / "tests" / "ranks_job.py"), str(folder)]
         self._started = {
-            "ranks": self._start([*job, "ranks"]),
-            "failing": self._start([*job, "failing"]),
+            "ranks": self._start([*job, "ranks", "failing"]),
             "run": self._start(["-m", "medusa_cl.run", "trainer=ddp", "out=runs/both", *given]),
         }
         self.overrides = [f"scenario.root={data}", *ALIKE]
+        self._done: dict[str, tuple[int, str, str]] = {}
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[str]:
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -57,9 +59,10 @@ class Launches:
 
     def done(self, name: str) -> tuple[int, str, str]:
         """Wait for one: status, output and errors."""
-        process = self._started[name]
-        output, errors = process.communicate(timeout=300)
-        return process.returncode, output, errors
+        if name not in self._done:
+            output, errors = self._started[name].communicate(timeout=300)
+            self._done[name] = self._started[name].returncode, output, errors
+        return self._done[name]
 
     def end(self) -> None:
         """End what is left."""
@@ -68,9 +71,9 @@ class Launches:
 
 
 @pytest.fixture(scope="module")
-def launches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launches]:
+def launches(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Launches]:
     """The launches of this module."""
-    made = Launches(tmp_path_factory.mktemp("ddp"))
+    made = Launches(tmp_path_factory.mktemp("ddp"), empty_store)
     yield made
     made.end()
 
@@ -83,10 +86,11 @@ def one(launches: Launches) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def both(launches: Launches) -> list[dict[str, Any]]:
-    """What each of two ranks found."""
-    status, _, errors = launches.done("ranks")
-    assert status == 0, errors[-4000:]
-    return [torch.load(launches.folder / f"ranks-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    """What each of two ranks found before one failed."""
+    _, _, errors = launches.done("ranks")
+    files = [launches.folder / f"ranks-{rank}.pt" for rank in (0, 1)]
+    assert all(file.is_file() for file in files), errors[-4000:]
+    return [torch.load(file, weights_only=False) for file in files]
 
 
 PROOFS = ("frozen", "tuned", "kept_statistics")
@@ -163,7 +167,7 @@ def test_ranks_compute_features_together(both: list[dict[str, Any]], tmp_path: P
 
 
 def test_one_that_fails_ends_all_with_one_message(launches: Launches) -> None:
-    status, output, errors = launches.done("failing")
+    status, output, errors = launches.done("ranks")
     assert status != 0
     ours, _, _ = errors.partition("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")
     assert ours.count("error (rank 1): the disk of this one is full") == 1

@@ -25,6 +25,7 @@ from medusa_cl.resume import FREE
 from medusa_cl.scenarios.folder import folder_incremental
 from medusa_cl.strategies import compose as verdicts
 from medusa_cl.strategies.medusa import Medusa
+from small_run import without_pictures
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING, DATA, RUNNING, RESUMING = (
@@ -119,6 +120,7 @@ def learnt(*overrides: str) -> dict[str, object]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As typed, but for sizes; of a sweep the first combination."""
+    without_pictures(monkeypatch)
     monkeypatch.chdir(tmp_path)
     arguments = [a for a in command.split("#")[0].split() if a != "-m"]
     check_overrides(arguments)
@@ -197,6 +199,7 @@ def test_all_that_the_page_about_running_tells_to_type_is_known() -> None:
 def test_commands_of_the_page_about_running_run(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_pictures(monkeypatch)
     monkeypatch.chdir(tmp_path)
     summary = learnt(*arguments, *TINY_ROOMS, "scenario.stream=[normals]")
     assert (Path(str(summary["run_dir"])) / "summary.json").is_file()

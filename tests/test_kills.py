@@ -1,4 +1,4 @@
-"""Two kills by SIGKILL, resumed by the command line (`make chaos` does twenty and more), and requests to stop."""
+"""One run, asked to stop and killed twice by SIGKILL (`make chaos` kills twenty and more), and requests to stop."""
 
 from __future__ import annotations
 
@@ -12,49 +12,56 @@ from typing import Any
 
 import pytest
 
-from chaos_kills import MINIATURE, STRATEGIES, Chaos, Kill, compare, look_into_mlflow
+from chaos_kills import MINIATURE, STRATEGIES, Chaos
 from medusa_cl import snapshot
-from medusa_cl.stopping import Stopped, StopRequest
+from medusa_cl.job import run
+from medusa_cl.stopping import Stopped, StopRequest, deaf, listening
+from small_run import config, without_pictures
 
-
-@pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
-    """Where the runs are made."""
-    return Chaos(tmp_path_factory.mktemp("kills"), seed=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [Kill("medusa", "checkpoint writing", 2), Kill("medusa", "metric delivery", 0)])
-def test_a_run_survives_sigkill(chaos: Chaos, kill: Kill) -> None:
-    chaos.kill(kill)
+STATUSES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_request_to_stop_ends_a_run_that_can_go_on(chaos: Chaos, number: signal.Signals, status: int) -> None:
-    folder = chaos._place(f"stopped-by-{status}")
-    environment = chaos.environment(folder)
-    # Its own session: a terminal would send the signal to every process of the run.
-    options: dict[str, Any] = {"cwd": folder, "env": environment, "text": True, "start_new_session": True}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+def test_a_run_that_is_stopped_and_killed_goes_on(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop, then killed as MLflow is told something, then in the middle of a checkpoint: as if it never was.
+
+    Processes that load are there when it is stopped, and when it is killed for the second time.
+    """
+    chaos = Chaos(tmp_path, store=empty_store)
+    folder = chaos.place("stopped")
+    _stopped(chaos, folder)
+    chaos.die(folder, "metric delivery", 2, ["resume=run", "trainer.workers=0"])
+    chaos.die(folder, "checkpoint writing", 3, ["resume=run", "trainer.workers=1"])
+    chaos.finish(folder, _never_stopped(chaos.place("whole"), monkeypatch), ["resume=run", "trainer.workers=0"])
+
+
+def _stopped(chaos: Chaos, folder: Path) -> None:
+    """Ask a run to stop, and all processes that load for it too, as many schedulers do."""
     command = [sys.executable, "-m", "medusa_cl.run", *MINIATURE, *STRATEGIES["medusa"], "trainer.workers=1", "out=run"]
+    # Its own session: the signal is for all of its processes, and not for this one.
+    options: dict[str, Any] = {"cwd": folder, "env": chaos.environment(folder), "start_new_session": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(command, **options, **pipes)
     _wait_for_a_checkpoint(folder / "run", running)
-    os.killpg(running.pid, number)
+    os.killpg(running.pid, signal.SIGTERM)
     output, errors = running.communicate(timeout=120)
-    assert running.returncode == status, errors
+    assert running.returncode == 143, errors
     assert "Traceback" not in errors
     assert "resume=run" in output
     newest = snapshot.newest(folder / "run" / "checkpoints")
     assert newest is not None
     assert f"from {newest.folder.name}" in output
-    if number != signal.SIGINT:  # how it went on from a checkpoint is the same
-        return
-    whole, _ = chaos.whole("medusa")
-    again = subprocess.run([sys.executable, "-m", "medusa_cl.run", "resume=run"], **options, **pipes, check=False)
-    assert again.returncode == 0, again.stderr
-    compare(whole, folder / "run")
-    look_into_mlflow(folder / "run", environment["MLFLOW_TRACKING_URI"])
+
+
+def _never_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Learn the same in this process, told to nobody."""
+    monkeypatch.chdir(folder)
+    without_pictures(monkeypatch)
+    given = [*MINIATURE, *STRATEGIES["medusa"], "out=run", "tracking=off"]
+    run(config(*given), given)
+    return folder / "run"
 
 
 def _wait_for_a_checkpoint(run_dir: Path, running: subprocess.Popen[str]) -> None:
@@ -82,3 +89,27 @@ def test_a_step_is_finished_first_and_a_second_request_stops_at_once() -> None:
     assert stopped.value.code == 130
     with pytest.raises(Stopped):
         request.hear(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "status"), STATUSES)
+def test_every_request_is_heard_and_has_its_status(number: signal.Signals, status: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped, listening(StopRequest()):
+        signal.raise_signal(number)
+    assert stopped.value.code == status
+    assert signal.getsignal(number) == before
+
+
+def test_helpers_leave_requests_to_whoever_has_started_them() -> None:
+    """A terminal sends them to all; SIGTERM ends a helper when it comes twice."""
+    child = os.fork()
+    if child == 0:
+        try:
+            deaf()
+            for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+                signal.raise_signal(number)
+            signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

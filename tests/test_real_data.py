@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from medusa_cl.job import run
 from medusa_cl.prepare import prepare
 from medusa_cl.strategies.plugins import ValSelection
 from medusa_cl.strategies.references import HEAD_OF
+from small_run import typed, without_pictures
 
 TINY = [
     "backbone.name=test_efficientnet", "backbone.pretrained=false", "head_width=8", "head.mix_width=8",
@@ -49,7 +50,8 @@ def miniatures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
+    """An empty working directory, where nothing is drawn."""
+    without_pictures(monkeypatch)
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path / "home"
@@ -304,20 +306,6 @@ def test_a_damaged_image_may_be_left_out(home: Path, capsys: pytest.CaptureFixtu
 
 # ---------------------------------------------------------------- as typed
 
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def call(home: Path) -> Call:
-    """`(*arguments)` of the verb, run in the working directory without a network."""
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hub")}
-        command = [sys.executable, "-m", "medusa_cl.run", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-
-    return call
-
 
 FOUND = (
     "data: survey pack of NYUD-v2 at data/NYUD_MT: {train} of 795 train, {test} of 654 test images of 48x64; "
@@ -325,19 +313,20 @@ FOUND = (
 )
 
 
-def test_the_bare_command_beside_data_finds_it_and_says_that_weights_are_missing(call: Call, home: Path) -> None:
+def test_the_bare_command_beside_data_finds_it_and_says_that_weights_are_missing(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_nyud_pack(home / "data" / "NYUD_MT", "survey")
-    done = call("scenario=nyud_incremental")
-    said = " ".join(done.stdout.split())
-    assert FOUND.format(train=3, test=2) in said
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert typed("scenario=nyud_incremental") == 1
+    said, wrong = capfd.readouterr()
+    assert FOUND.format(train=3, test=2) in " ".join(said.split())
+    assert wrong.startswith("error: ") and "Traceback" not in wrong
     for way in ('backbone "hrnet_w18_small_v2"', "checkpoint", "backbone.pretrained=false"):
-        assert way in done.stderr
+        assert way in wrong
 
 
 @pytest.mark.slow
-def test_the_bare_command_on_random_weights_finishes(call: Call, home: Path) -> None:
+def test_the_bare_command_on_random_weights_finishes(home: Path) -> None:
     write_nyud_pack(home / "data" / "NYUD_MT", "survey")
     sizes = [
         "scenario.train_size=2",
@@ -346,7 +335,10 @@ def test_the_bare_command_on_random_weights_finishes(call: Call, home: Path) -> 
         "trainer.batch_size=2",
         "trainer.threads=1",
     ]
-    done = call("scenario=nyud_incremental", "backbone.pretrained=false", *sizes, "tracking=off", "references=none")
+    command = [sys.executable, "-m", "medusa_cl.run", "scenario=nyud_incremental", "backbone.pretrained=false", *sizes]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hub")}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    done = subprocess.run([*command, "tracking=off", "references=none"], **options, check=False)
     assert done.returncode == 0, done.stderr
     assert FOUND.format(train=2, test=1) in " ".join(done.stdout.split())
     (summary,) = home.glob("runs/nyud_incremental/medusa-hrnet_w18_small_v2-s0-0/summary.json")
@@ -354,12 +346,12 @@ def test_the_bare_command_on_random_weights_finishes(call: Call, home: Path) -> 
     assert sorted(path.name for path in home.iterdir()) == ["data", "runs"]
 
 
-def test_a_damaged_image_ends_the_command_with_one_line(call: Call, home: Path) -> None:
+def test_a_damaged_image_ends_the_command_with_one_line(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Also where another process has read it."""
     name = damaged(home / "data").name
-    done = call("scenario=nyud_incremental", *TINY, "trainer.base_steps=9", "trainer.workers=1")
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: data/NYUD_MT/depth/{name} cannot be read: ")
-    assert "Traceback" not in done.stderr and "Caught" not in done.stderr
-    _, how = done.stderr.strip().splitlines()
+    assert typed("scenario=nyud_incremental", *TINY, "trainer.base_steps=9", "trainer.workers=1") == 1
+    said = capfd.readouterr().err
+    assert said.startswith(f"error: data/NYUD_MT/depth/{name} cannot be read: ")
+    assert "Traceback" not in said and "Caught" not in said
+    _, how = said.strip().splitlines()
     assert how.startswith("To go on from the beginning, as nothing was saved yet: python -m medusa_cl.run resume=runs/")

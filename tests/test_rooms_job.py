@@ -50,7 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # a bare checkout is enough
     # A wide terminal, so that no line is broken where a test looks for words.
     env = kept | {"MEDUSA_CL_CACHE": str(home / "cache"), "COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "medusa_cl.run", *MINIATURE]
+    command = [sys.executable, "-W", "default", "-m", "medusa_cl.run", *MINIATURE]
     done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return Demo(home, done.stdout, done.stderr, recorded(home))
@@ -69,8 +69,19 @@ def recorded(home: Path) -> dict[str, Any]:
 
 def test_the_first_line_names_the_device(demo: Demo) -> None:
     first = next(line for line in demo.output.splitlines() if line.strip())
-    assert "medusa_cl" in first
+    assert first.startswith("medusa_cl 0.1.0 on ")
     assert "CPU, 1 thread" in first or "NVIDIA" in first
+
+
+def test_nothing_is_written_elsewhere(demo: Demo) -> None:
+    assert sorted(path.name for path in demo.home.iterdir()) == ["cache", "runs"]
+
+
+def test_it_speaks_plainly_and_warns_of_nothing(demo: Demo) -> None:
+    """With every warning shown, in a pipe: neither other packages' warnings nor control characters."""
+    heard = [line for line in demo.errors.splitlines() if "renders the golden rooms differently" not in line]
+    assert [line for line in heard if not line.startswith("  ")] == []
+    assert not set("\r\x1b\x08") & set(demo.output)
 
 
 def test_mlflow_holds_both_runs_beside_their_artifacts(demo: Demo) -> None:
@@ -85,7 +96,7 @@ def test_mlflow_holds_both_runs_beside_their_artifacts(demo: Demo) -> None:
 def test_the_ui_line_opens_the_right_page(demo: Demo) -> None:
     run = demo.runs["medusa"]
     assert f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs" in demo.output
-    assert "ui --backend-store-uri sqlite:///runs/mlflow.db" in demo.output
+    assert "python -m medusa_cl.track ui" in demo.output
 
 
 def test_the_rooms_are_those_of_every_machine(demo: Demo) -> None:
@@ -115,4 +126,5 @@ def test_finetune_starts_from_the_base_of_medusa(demo: Demo) -> None:
 
 
 def test_medusa_forgets_nothing(demo: Demo) -> None:
+    assert "Forgetting is exactly 0" in demo.output
     assert set(demo.summary("medusa")["forgetting"].values()) == {0.0}
