@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from PIL import Image
 
 from fake_data import fake_dense_hdf5
 from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
+from medusa_cl import load_model
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.job import run
 from medusa_cl.prepare import main as prepare
@@ -140,6 +143,27 @@ def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: p
     sizes = [] if {"extend=last", "resume=last"} & {*single} else TINY if on_disk else TINY_ROOMS
     summary = learnt(*single, *sizes)
     assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
+
+
+def test_what_was_learnt_is_used_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command that is no training, as typed, one after the other."""
+    without_pictures(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    learnt(*TINY_ROOMS)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), "green").save("photos/kitchen.jpg")
+    commands = re.findall(r"^python -m medusa_cl\.(predict|export|heads|track) (.*)$", README, re.MULTILINE)
+    assert {verb for verb, _ in commands} == {"predict", "export", "heads", "track"}
+    for verb, rest in commands:
+        arguments = shlex.split(rest.split("#")[0].split(">")[0])
+        if arguments == ["ui"]:
+            continue  # what it serves is looked at in a browser (make e2e)
+        importlib.import_module(f"medusa_cl.{verb}").main(arguments)
+    for place in ("predictions/kitchen.png", "model.onnx", "packs/normals/README.md", "models/robot/model.json"):
+        assert Path(place).is_file()
+    (run_dir,) = Path("runs/rooms_incremental").iterdir()
+    again, before = load_model("models/robot").state_dict(), load_model(run_dir / "model").state_dict()
+    assert all(torch.equal(again[key], value) for key, value in before.items())
 
 
 def typed(text: str) -> list[list[str]]:
