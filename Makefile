@@ -1,6 +1,6 @@
 # Every target works first on a fresh machine: what needs the environment depends on its one stamp.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench gpu docs clean
+.PHONY: help install demo test check chaos bench gpu e2e docs clean
 
 VENV  := .venv
 STAMP := $(VENV)/.stamp
@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 
 # Two processes with one thread each: the tests are small, and more threads a process only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
-# Each file goes to one process, so that what its tests share is made once, and in order: the shortest ones come last.
+# Each file goes to one process, so that what its tests share is made once.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 help: ## list these targets
@@ -44,6 +44,11 @@ bench: $(STAMP) ## run every script in benchmarks/
 gpu: $(STAMP) ## run the GPU tests and a three-minute bf16 demo; needs a CUDA device
 	$(BIN)/pytest -m gpu
 	$(BIN)/python -m medusa_cl.run experiment=gpu
+
+e2e: $(STAMP) ## click through MLflow's pages in a browser (2 minutes; Chromium is installed where apt can)
+	@CHROMIUM="$(CHROMIUM)" sh .ci/chromium
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[e2e]'
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -m e2e tests/e2e
 
 docs: $(STAMP) ## build the documentation into build/site, without network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
