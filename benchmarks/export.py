@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import resource
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +33,8 @@ BACKBONES = (
 )  # fmt: skip
 KINDS = ("padnet", "mtinet", "adapters", "single_task")
 ONCE = "test_efficientnet"  # on which kinds of heads are tried
+FORMS = ("batch", "all", "pt2")
+LIMIT = 120  # seconds of CPU for each
 
 
 def of_backbone(name: str) -> MultiTaskModel:
@@ -60,35 +66,49 @@ def settled(model: MultiTaskModel) -> MultiTaskModel:
     return model.eval()
 
 
-def attempt(model: MultiTaskModel, form: str) -> str:
-    """Return "yes", or what was said."""
+def attempt(name: str, form: str) -> None:
+    """Print "yes", or "refused" and why."""
     write, dynamic = (export_pt2, "batch") if form == "pt2" else (export_onnx, form)
-    suffix = "pt2" if form == "pt2" else "onnx"
+    model = of_kind(name) if name in KINDS else of_backbone(name)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            write(model, Path(folder, f"model.{suffix}"), SIZE, dynamic=dynamic)
+            write(model, Path(folder, f"model.{'pt2' if form == 'pt2' else 'onnx'}"), SIZE, dynamic=dynamic)
         except MedusaError as error:
-            print(f"  {form}: {error}", flush=True)
-            return "refused"
-    return "yes"
+            print(f"{error}\nrefused")
+            return
+    print("yes")
 
 
-def rows(backbones: list[str], kinds: list[str]) -> Iterator[tuple[str, ...]]:
+def tried(name: str, form: str) -> str:
+    """Return what became of an attempt, in a process of its own with so much time."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_CPU, (LIMIT, LIMIT))
+    command = [sys.executable, __file__, "--one", name, form]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=limit)
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"not in {LIMIT // 60} CPU minutes"
+    done.check_returncode()
+    *why, verdict = done.stdout.strip().splitlines()
+    print("\n".join(why), end="\n" if why else "", flush=True)
+    return verdict
+
+
+def rows(names: list[str]) -> Iterator[tuple[str, ...]]:
     """Go through all that is tried."""
-    forms = ("batch", "all", "pt2")
-    for name in backbones:
-        yield (f"`{name}`", *(attempt(of_backbone(name), form) for form in forms))
-    for kind in kinds:
-        yield (f"`{kind}` on `{ONCE}`", *(attempt(of_kind(kind), form) for form in forms))
+    for name in names:
+        label = f"`{name}` on `{ONCE}`" if name in KINDS else f"`{name}`"
+        yield (label, *(tried(name, form) for form in FORMS))
 
 
 def main() -> None:
     """Try, and write the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--backbones", nargs="*", default=list(BACKBONES))
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--networks", nargs="*", default=[*BACKBONES, *KINDS])
+    parser.add_argument("--one", nargs=2, help="a network and a form, in this process")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.one:
+        attempt(*options.one)
+        return
     versions = (
         f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}, onnxruntime {onnxruntime.__version__}"
     )
@@ -99,7 +119,7 @@ def main() -> None:
         "| network | ONNX, `dynamic=batch` | ONNX, `dynamic=all` | .pt2, `dynamic=batch` |",
         "|---|---|---|---|",
     ]
-    for row in rows(options.backbones, options.kinds):
+    for row in rows(options.networks):
         lines.append(f"| {' | '.join(row)} |")
         print(lines[-1], flush=True)
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")  # it takes long

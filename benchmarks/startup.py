@@ -19,7 +19,7 @@ from typing import Any
 
 from learns import machine, table
 
-from medusa_cl.__main__ import available
+from medusa_cl.__main__ import VERBS
 from medusa_cl.summary import git_commit, packages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ SLIP = "python -m medusa_cl.run strateg=medusa"
 
 def commands() -> dict[str, list[str]]:
     """Return what is measured, as typed: its arguments."""
-    pages = ["medusa_cl", *(f"medusa_cl.{verb}" for verb in available())]
+    pages = ["medusa_cl", *(f"medusa_cl.{verb}" for verb in VERBS)]
     return {
         PYTHON: ["-c", "pass"],
         "import medusa_cl": ["-c", "import medusa_cl"],

@@ -19,6 +19,12 @@ HYDRAS = (
     *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
     *("-cd", "--config-dir", "--experimental-rerun", "-i", "--info"),
 )
+# Those of them that a value follows, and those that say what is to be done.
+VALUED = (
+    *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+    *("--experimental-rerun", "-i", "--info"),
+)
+COMMANDS = (*(("-r", "--run"), ("-m", "--multirun"), ("-c", "--cfg"), ("-i", "--info"), ("-sc", "--shell-completion")),)
 # Launchers of sweeps, and the module each comes with; other packages may bring others.
 LAUNCHERS = {
     "basic": "hydra",
@@ -45,6 +51,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
             launcher is not installed, or all of it would be written to one place.
     """
     _check_dashes(arguments)
+    _check_words(arguments)
+    _check_commands(arguments)
     if any(
         argument.startswith(("--config-dir", "-cd", "--config-path", "--config-name", "-cp", "-cn"))
         for argument in arguments
@@ -59,7 +67,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
             continue
         key, value = match["key"], match["value"]
         if value is None and match["sign"] != "~":
-            continue  # the value of an option (--cfg job), or no override at all, which Hydra answers
+            continue  # the value of an option: --cfg job
         if key in known:
             _check_options(key, value or "", known[key])
         elif key not in keys:
@@ -77,6 +85,29 @@ def _check_dashes(arguments: Sequence[str]) -> None:
             raise ConfigError(f"Expected {bare}={value if sign else 'VALUE'}, without dashes, but got {argument!r}.")
         near = nearest(name, HYDRAS)
         raise ConfigError(f'Unknown option "{name}".{near} Options: python -m medusa_cl.run --hydra-help')
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuse words that are neither overrides nor values of options."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if "=" in argument or argument.startswith(("-", "~")) or _is_one_of(before, VALUED):
+            continue
+        raise ConfigError(f"Expected key=value, but got {argument!r}. See python -m medusa_cl.run --help.")
+
+
+def _check_commands(arguments: Sequence[str]) -> None:
+    given = [argument for argument in arguments if any(_is_one_of(argument.split("=")[0], one) for one in COMMANDS)]
+    if len(given) > 1:
+        raise ConfigError(f"Expected one of {', '.join(given)}: each is another thing to do. Leave the others out.")
+    shows = [argument for argument in arguments if argument.startswith(("-c", "--c", "-h", "--h"))]
+    if "--resolve" in arguments and not shows:
+        raise ConfigError("--resolve is said of what is shown: add --cfg job.")
+
+
+def _is_one_of(argument: str, names: Sequence[str]) -> bool:
+    """Return whether an argument is an option, or the beginning of a long one that can be no other."""
+    full = [known for known in HYDRAS if known.startswith(argument)] if argument.startswith("--") else []
+    return argument in names or (len(full) == 1 and full[0] in names)
 
 
 def _check_sweep(arguments: Sequence[str]) -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from medusa_cl.__main__ import VERBS
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 TUTORIAL, CONFIGURATION, COMMANDS = "tutorial.md", "reference/configuration.md", "reference/commands.md"
@@ -94,13 +96,12 @@ def _cell(cell: str) -> str:
 def commands() -> str:
     """Return what every verb says to --help."""
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    verbs = [verb for verb in ("run", "prepare", "predict", "heads", "export", "track") if _is_there(verb)]
     started = {
         verb: subprocess.Popen(
             [sys.executable, "-m", f"medusa_cl.{verb}", "--help"],
             env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for verb in verbs
+        for verb in VERBS
     }  # fmt: skip
     parts = ["# Command line\n\nWhat each verb says to `--help`. `medusa VERB` is `python -m medusa_cl.VERB`.\n"]
     for verb, process in started.items():
@@ -109,10 +110,6 @@ def commands() -> str:
             raise RuntimeError(f"python -m medusa_cl.{verb} --help failed: {error}")
         parts.append(f"## {verb}\n\n```text\n{text.strip()}\n```\n")
     return "\n".join(parts)
-
-
-def _is_there(verb: str) -> bool:
-    return (ROOT / f"medusa_cl/{verb}.py").is_file()
 
 
 class Key(NamedTuple):

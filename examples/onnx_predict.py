@@ -20,10 +20,16 @@ def read(path: str) -> np.ndarray:
 
 
 def fitted(image: np.ndarray, meta: dict[str, Any]) -> tuple[np.ndarray, int, int]:
-    """Return the image at the size that the network sees, and how much of that is image: (seen, height, width)."""
+    """Return the image at the size that the network sees, and how much of that is image: (seen, height, width).
+
+    Its longer side becomes that of the training images: only at their scale are metres metres. Where the file's size is
+    fixed, and the image does not fit in so, it gets smaller.
+    """
     high, wide = meta["size"]
-    scale = min(high / image.shape[0], wide / image.shape[1])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    wanted, known = max(high, wide), max(image.shape[:2])
+    if "height" not in meta["dynamic"]:
+        wanted, known = min(zip((high, wide), image.shape[:2], strict=True), key=lambda pair: pair[0] / pair[1])
+    height, width = (max(1, (2 * side * wanted + known) // (2 * known)) for side in image.shape[:2])
     small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     if "height" in meta["dynamic"]:  # takes any size
         return small, height, width
@@ -106,6 +112,13 @@ def main(model: str, picture: str, out: str) -> None:
     meta, tasks = json.loads(said["input"]), json.loads(said["tasks"])
     image = read(picture)
     seen, height, width = fitted(image, meta)
+    if max(height, width) < max(meta["size"]):
+        high, wide = meta["size"]
+        print(
+            f"{picture} is seen at {height}x{width}, smaller than in training, as this file takes {high}x{wide} alone: "
+            f"answers are worse. Export with dynamic=all, or size={max(high, wide)}x{min(high, wide)} for upright "
+            "pictures."
+        )
     answers = session.run([task["name"] for task in tasks], {meta["name"]: as_input(seen, meta)})
     Path(out).mkdir(parents=True, exist_ok=True)
     for task, answer in zip(tasks, answers, strict=True):

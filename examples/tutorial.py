@@ -41,7 +41,7 @@ def photographs(first: int, count: int) -> ArrayData:
     return ArrayData(seen["image"].transpose(0, 3, 1, 2), targets)
 
 
-data = {"train": photographs(0, 8 if SMALL else 64), "test": photographs(10_000_000, 4 if SMALL else 30)}
+data = {"train": photographs(0, 8 if SMALL else 48), "test": photographs(10_000_000, 4 if SMALL else 16)}
 print(data["train"])
 
 # %% [markdown]
@@ -130,7 +130,7 @@ scenario = dense_scenario(known, data, base=["semseg", "depth"], stream=["normal
 from medusa_cl import Medusa, TaskMatrix, dense_model
 from medusa_cl.scenarios.dense import DenseScenario
 
-STEPS: dict[str, Any] = {"base_steps": 4, "max_steps": 2} if SMALL else {"base_steps": 100, "max_steps": 40}
+STEPS: dict[str, Any] = {"base_steps": 4, "max_steps": 2} if SMALL else {"base_steps": 40, "max_steps": 20}
 BACKBONE = "test_efficientnet" if SMALL else "tf_efficientnet_lite0"
 
 
@@ -145,8 +145,8 @@ def learn(stream: DenseScenario, **options: Any) -> Medusa:
 
 
 def cell(value: float | None, form: str = ".2f") -> str:
-    """Write a number; what is undefined has none."""
-    return "-" if value is None else format(value, form)
+    """Write a number, no zero with a minus; what is undefined has none."""
+    return "-" if value is None else format(value, form.replace(".", "z.", 1))
 
 
 def show(title: str, matrix: TaskMatrix) -> None:

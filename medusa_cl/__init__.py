@@ -4,6 +4,7 @@ The public names below are loaded when they are first used, so `import medusa_cl
 (`python -m medusa_cl` lists them).
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +40,39 @@ _HOME = {
     "load_model": "checkpoint",
     "save_model": "checkpoint",
 }
+__all__ = [
+    "ArrayData",
+    "DenseTask",
+    "Medusa",
+    "MedusaError",
+    "MedusaPlugin",
+    "MultiTaskModel",
+    "Predictor",
+    "TaskMatrix",
+    "__version__",
+    "dense_evaluator",
+    "dense_model",
+    "dense_scenario",
+    "load_model",
+    "save_model",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module it lives in, the first time it is asked for."""
     if name not in _HOME:
-        raise AttributeError(f"module 'medusa_cl' has no attribute {name!r}")
+        raise AttributeError(_unknown(name), name=name, obj=sys.modules[__name__])
     value = getattr(import_module(f"medusa_cl.{_HOME[name]}"), name)
     globals()[name] = value  # the next access does not come here
     return value
+
+
+def _unknown(name: str) -> str:
+    if name.startswith("_"):  # what Python and tools ask for to see whether it is there
+        return f"module 'medusa_cl' has no attribute {name!r}"
+    from medusa_cl.errors import unknown
+
+    return unknown("name of medusa_cl", name, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from medusa_cl import __version__, shell
 from medusa_cl.errors import ConfigError, unknown
@@ -20,16 +19,10 @@ VERBS = {
 }
 
 
-def available() -> dict[str, str]:
-    """Return {verb: what it does} for the verbs this installation has, found by file so that none is imported."""
-    folder = Path(__file__).parent
-    return {verb: line for verb, line in VERBS.items() if (folder / f"{verb}.py").exists()}
-
-
 def listing() -> str:
     """Return the text that `medusa` and `python -m medusa_cl` print."""
     lines = [f"medusa_cl {__version__}: dense tasks, learnt one after another", ""]
-    lines += [shell.row(f"python -m medusa_cl.{verb}", line, 31) for verb, line in available().items()]
+    lines += [shell.row(f"python -m medusa_cl.{verb}", line, 31) for verb, line in VERBS.items()]
     lines += ["", "Each has --help. Where the package is installed, `medusa VERB` is the same."]
     return "\n".join(lines)
 
@@ -45,12 +38,12 @@ def main(arguments: Sequence[str]) -> None:
     elif arguments[0] == "--version":
         print(__version__)
     else:
-        raise ConfigError(f"{unknown('verb', arguments[0], available())} See python -m medusa_cl --help.")
+        raise ConfigError(f"{unknown('verb', arguments[0], VERBS)} See python -m medusa_cl --help.")
 
 
 def console() -> None:
     """Run what the command line asks for: the entry point `medusa`."""
-    if sys.argv[1:] and sys.argv[1] in available():
+    if sys.argv[1:] and sys.argv[1] in VERBS:
         verb = sys.argv.pop(1)
         # Under its own name and as the main module, so that processes that are spawned find the same one.
         runpy.run_module(f"medusa_cl.{verb}", run_name="__main__", alter_sys=True)

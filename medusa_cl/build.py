@@ -38,6 +38,8 @@ def check(cfg: DictConfig, start: Start | None = None) -> None:
     from medusa_cl.strategies.plugins import LRSchedule
     from medusa_cl.strategies.references import check_names
 
+    if type(cfg.seed) is not int or cfg.seed < 0:
+        raise ConfigError(f"Expected a whole number of at least 0 for seed, but got {cfg.seed}.")
     trainer = cfg.trainer
     counts = {"batch_size": 1, "epochs": 1, "max_steps": 1, "base_steps": 1, "processes": 1, "save_steps": 1}
     for key, least in counts.items():

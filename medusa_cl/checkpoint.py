@@ -1,7 +1,8 @@
 """A model as files, nothing pickled: `model.json` says what it is made of, `model.safetensors` holds every weight.
 
 `model.json` holds a SHA-256 of itself and one of the weights, so that damage is found whatever it hits. Models of the
-format before, which have none, are loaded with a warning.
+format before, which have none, are loaded with a warning. `heads.json` is there where heads came from elsewhere: it
+says their licence, author, data and metrics.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from medusa_cl.models import heads as known_heads
 from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.coupled import DECODERS, CoupledModel, DecoderFactory
 from medusa_cl.models.heads import HeadFactory
-from medusa_cl.models.multitask import MultiTaskModel
+from medusa_cl.models.multitask import MultiTaskModel, sides
 from medusa_cl.tasks import DenseTask, from_description
 
 Build = Callable[[Backbone, str, Mapping[str, DenseTask]], MultiTaskModel]
 
 FORMAT, WITHOUT_HASHES = "medusa-cl model 2", "medusa-cl model 1"
-DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+ORIGINS_FORMAT = "medusa-cl heads 1"
+DESCRIPTION, WEIGHTS, ORIGINS = "model.json", "model.safetensors", "heads.json"
 NEXT = "model.json.part"
 """What describes weights that are being put into their place."""
 _ANOTHER = "Take another checkpoint of the run."
@@ -55,6 +57,7 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     if _whole_next(directory) is not None:
         os.replace(directory / NEXT, directory / DESCRIPTION)
+    _write_origins(model, directory)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     part = directory / f"{WEIGHTS}.part"
     save_file(state, part, metadata={"format": FORMAT})
@@ -67,6 +70,38 @@ def save_model(model: MultiTaskModel, directory: Path | str) -> Path:
         os.replace(path, directory / name)
         kept.flush(directory)
     return directory
+
+
+def _write_origins(model: MultiTaskModel, directory: Path) -> None:
+    known = {name: model.origins[name] for name in model.tasks if model.origins.get(name)}
+    if not known:
+        (directory / ORIGINS).unlink(missing_ok=True)
+        return
+    with kept.whole(directory / ORIGINS) as part:
+        text = json.dumps(_sealed({"format": ORIGINS_FORMAT, "heads": known}), indent=2)
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def read_origins(directory: Path | str) -> dict[str, dict[str, Any]]:
+    """Return what is known of a model's heads that came from elsewhere, by task; empty where there are none.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    path = Path(directory) / ORIGINS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        said = {key: value for key, value in content.items() if key != "sha256"}
+        if said["format"] != ORIGINS_FORMAT or content.get("sha256") != kept.digest(said):
+            raise ValueError("its content is not that of its SHA-256")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} is damaged, or was edited: {error}. It says licence and data of heads: put it back as it was."
+        ) from error
+    found: dict[str, dict[str, Any]] = said["heads"]
+    return found
 
 
 def _sealed(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +119,8 @@ def describe(model: MultiTaskModel, without: Collection[str] = ()) -> dict[str, 
     heads: dict[str, Any] = {
         name: {"task": task.describe()} for name, task in model.tasks.items() if name not in without
     }
-    found = {"format": FORMAT, "backbone": model.backbone.name, "precision": model.precision, "heads": heads}
+    size = {"image_size": list(model.image_size)} if model.image_size else {}
+    found = {"format": FORMAT, "backbone": model.backbone.name, "precision": model.precision, "heads": heads} | size
     if isinstance(model, CoupledModel):
         return found | {"decoder": _kind(model.heads["decoder"]) if heads else None}
     for name, entry in heads.items():
@@ -124,6 +160,7 @@ def load_model(
     model = build_model(description, tasks, head, directory / DESCRIPTION)
     try:
         model.load_state_dict(state)
+        model.origins.update({name: said for name, said in read_origins(directory).items() if name in model.tasks})
     except RuntimeError as error:
         raise WeightsError(f"Cannot load {directory / WEIGHTS}: {error}. {_ANOTHER}") from error
     return model.eval()
@@ -171,7 +208,9 @@ def build_model(
         build = make(description, head, path)
         known = {name: (tasks or {}).get(name) or from_description(entry) for name, entry in described.items()}
         backbone, precision = Backbone.create(description["backbone"], pretrained=False), description["precision"]
-        return build(backbone, precision, known)
+        model = build(backbone, precision, known)
+        model.image_size = sides(description.get("image_size"))
+        return model
     except MedusaError:
         raise
     except Exception as error:  # heads of an odd configuration raise anything

@@ -46,7 +46,7 @@ USAGE = Usage(
     "Write backbone and heads as one file for other runtimes, checked against the model before it gets its name.",
     {
         "run": Option("DIR|last|ID", "a run directory, a directory with model.json, the last run, or an MLflow run id"),
-        "out": Option("FILE", "the file to write, such as model.onnx"),
+        "out": Option("FILE", "the file to write, such as model.onnx (default: the run's name, in this folder)", None),
         "format": Option(
             "onnx|pt2", "ONNX, or a program of torch.export (default: onnx)", "onnx", shell.one_of(*FORMATS)
         ),
@@ -72,7 +72,7 @@ USAGE = Usage(
         "overwrite": Option("true|false", "replace FILE (default: false)", False, shell.flag),
     },
     (
-        "run=last out=model.onnx",
+        "run=last format=onnx",
         "run=last out=model.onnx tasks=[depth,normals] size=480x640 input=uint8",
         "run=last out=model.onnx dynamic=all",
         "run=last out=model.pt2 format=pt2",
@@ -281,15 +281,22 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE.help())
         return
     options = USAGE.parse(arguments)
-    _free(options["out"], options["format"], options["overwrite"])  # before anything slow
     found = trained.find(options["run"])
+    out = options["out"] or _default_out(found, options["format"])
+    _free(out, options["format"], options["overwrite"])  # before anything slow
     forms = {key: options[key] for key in ("tasks", "dynamic", "input", "outputs", "overwrite")}
     forms |= {"size": _size(found, options), "about": _about(found, options["licence"]), "say": _say}
     if options["format"] == "onnx":
-        done = export_onnx(found.load(), options["out"], opset=options["opset"], **forms)
+        done = export_onnx(found.load(), out, opset=options["opset"], **forms)
     else:
-        done = export_pt2(found.load(), options["out"], **forms)
+        done = export_pt2(found.load(), out, **forms)
     print(report(done))
+
+
+def _default_out(found: Trained, format: str) -> str:
+    out = f"{(found.run or found.model).resolve().name}.{format}"
+    _say(f"out={out}")
+    return out
 
 
 def _size(found: Trained, options: Mapping[str, Any]) -> tuple[int, int]:

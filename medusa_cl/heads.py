@@ -7,7 +7,8 @@ import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,14 @@ from medusa_cl.deploy.packs import (
     is_address,
     load_backbone,
     new_folder,
+    origin_of,
+    origins,
     pack,
     read,
+    refuse_existing,
     with_heads,
 )
-from medusa_cl.errors import ConfigError, TaskError, WeightsError, unknown
+from medusa_cl.errors import ConfigError, TaskError, WeightsError, printable, unknown
 from medusa_cl.shell import Option, Usage
 from medusa_cl.trained import Trained
 
@@ -34,7 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "fetch", "listed", "merge", "pack", "remove", "save"]
 Own = Mapping[str, "DenseTask"] | None
+Reached = tuple[float | None, float | None, str | None, str | None]
 HEADS = "heads"
+PATIENCE = 30.0
+"""Seconds to wait for another process that changes the same model."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +67,7 @@ class Row:
         backbone_hash: `Backbone.weights_hash` of that.
         format: Of the file that it is in.
         place: That file, or the directory of the model.
+        licence: Of the pack that it came from; None for heads that came from none.
     """
 
     task: str
@@ -76,6 +84,7 @@ class Row:
     backbone_hash: str
     format: str
     place: str
+    licence: str | None = None
 
 
 def listed(runs: Sequence[str | Path] = (), heads: Sequence[str | Path] = ()) -> list[Row]:
@@ -95,7 +104,7 @@ def listed(runs: Sequence[str | Path] = (), heads: Sequence[str | Path] = ()) ->
 
 
 def _of_model(found: Trained) -> list[Row]:
-    from medusa_cl.checkpoint import read_model
+    from medusa_cl.checkpoint import read_model, read_origins
     from medusa_cl.models.backbone import hash_of_weights
 
     description, state = read_model(found.model)
@@ -103,13 +112,13 @@ def _of_model(found: Trained) -> list[Row]:
     digest = hash_of_weights(name, {k.removeprefix(net): v for k, v in state.items() if k.startswith(net)})
     common = (name, digest, description["format"], str(found.model))
     decoder = description.get("decoder")
-    summary = found.summary()
-    return [
-        _row(
-            entry["task"], decoder or entry, _weights(state, None if decoder else task), _reached(summary, task), common
-        )
-        for task, entry in description["heads"].items()
-    ]
+    summary, came = found.summary(), read_origins(found.model)
+    rows = []
+    for task, entry in description["heads"].items():
+        weights, origin = _weights(state, None if decoder else task), came.get(task)
+        reached = _reached(summary, task) if origin is None else _came(origin)
+        rows.append(_row(entry["task"], decoder or entry, weights, reached, common))
+    return rows
 
 
 def _weights(state: Mapping[str, Any], task: str | None) -> tuple[int | None, int]:
@@ -120,34 +129,54 @@ def _weights(state: Mapping[str, Any], task: str | None) -> tuple[int | None, in
     return None if task is None else count_learnt(own), sum(value.nbytes for value in own.values())
 
 
-def _reached(summary: Mapping[str, Any] | None, task: str) -> tuple[float | None, float | None, str | None]:
+def _reached(summary: Mapping[str, Any] | None, task: str) -> Reached:
     if summary is None:
-        return None, None, None
+        return None, None, None, None
     values = [value for value in summary["matrix"]["values"].get(task, ()) if value is not None]
-    return (values[0], values[-1], summary["scenario"]) if values else (None, None, summary["scenario"])
+    return (values[0], values[-1], summary["scenario"], None) if values else (None, None, summary["scenario"], None)
+
+
+def _came(origin: Mapping[str, Any]) -> Reached:
+    metrics, learnt = origin.get("metrics") or {}, origin.get("learnt") or {}
+    values = (metrics.get(key) for key in ("just_learnt", "value"))
+    first, last = (float(value) if isinstance(value, int | float) else None for value in values)
+    return first, last, learnt.get("scenario"), origin.get("licence")
 
 
 def _row(
     task: Mapping[str, Any],
     head: Mapping[str, Any],
     weights: tuple[int | None, int],
-    reached: tuple[float | None, float | None, str | None],
+    reached: Reached,
     where: tuple[str, str, str, str],
 ) -> Row:
     what = (task["name"], task["kind"], head["class"], task["primary"], task["unit"])
-    return Row(*what, *reached[:2], *weights, reached[2], *where)
+    return Row(*what, *reached[:2], *weights, reached[2], *where, reached[3])
 
 
 def _of_file(place: str) -> Row:
     file, folder = _head_at(place)
-    reached: tuple[float | None, float | None, str | None] = (None, None, None)
-    if folder is not None:
-        content = read(folder).content
-        metrics, learnt = content["metrics"] or {}, content["learnt"] or {}
-        reached = (metrics.get("just_learnt"), metrics.get("value"), learnt.get("scenario"))
+    reached = _came(_origin(file, folder))
     weights = (file.parameters, file.path.stat().st_size)
     where = (file.backbone, file.backbone_hash, file.format, place)
     return _row(file.task, file.head, weights, reached, where)
+
+
+def _origin(file: HeadFile, folder: Path | None) -> Mapping[str, Any]:
+    """Return what is known of a head: from its pack, or from the model or run in whose folder it lies."""
+    if folder is not None:
+        return origin_of(read(folder).content)
+    home = _home(file.path)
+    return {} if home is None else origins(home, [str(file.task["name"])]).get(str(file.task["name"]), {})
+
+
+def _home(path: Path) -> Trained | None:
+    if path.resolve().parent.name != HEADS:
+        return None
+    try:
+        return trained.find(str(path.resolve().parent.parent))
+    except ConfigError:  # a folder of that name, and no model
+        return None
 
 
 def _head_at(place: str, *, backbone: bool = False, refresh: bool = False) -> tuple[HeadFile, Path | None]:
@@ -238,8 +267,9 @@ def _add_one(
             "%s answered in precision %s where it was learnt, but this model computes in %s: its answers differ in "
             "their last digits.", place, file.precision, model.precision,
         )  # fmt: skip
+    _settle_size(model, _size(file, folder), place)
     try:
-        model.load_head(file.path, _task(file, tasks, name))
+        model.origins[model.load_head(file.path, _task(file, tasks, name)).name] = _origin(file, folder)
     except TaskError as error:
         error.add_note(f"In Python: medusa_cl.heads.add([...], tasks={{{described!r}: task}}).")
         raise
@@ -247,6 +277,32 @@ def _add_one(
         if folder is not None and read(folder).has(BACKBONE):
             error.add_note(f"The pack has its backbone: leave run= out to make a model of that ({place}).")
         raise
+
+
+def _size(file: HeadFile, folder: Path | None) -> tuple[int, int] | None:
+    """Return H, W of the images that a head was learnt on, as far as the file or what lies around it says."""
+    from medusa_cl.deploy.predictor import training_size
+    from medusa_cl.models.multitask import sides
+
+    if file.image_size is not None:
+        return file.image_size
+    if folder is None:
+        home = _home(file.path)
+        return None if home is None else training_size(home)
+    try:
+        return sides((read(folder).content["learnt"] or {}).get("image_size"))
+    except ValueError as error:
+        raise WeightsError(f"The pack in {folder} is damaged: image_size {error}.") from error
+
+
+def _settle_size(model: MultiTaskModel, size: tuple[int, int] | None, place: str) -> None:
+    """Give a model the size of images that a head was learnt on, unless it has one; say where they differ."""
+    model.image_size = model.image_size or size
+    if size not in (None, model.image_size):
+        _log.warning(
+            "%s was learnt on images of %s, but this model on %s, which predict and export go by: give size= there.",
+            place, *("x".join(map(str, one or ())) for one in (size, model.image_size)),
+        )  # fmt: skip
 
 
 def _task(file: HeadFile, tasks: Own, name: str | None) -> DenseTask | None:
@@ -303,6 +359,7 @@ def merge(runs: Sequence[str | Path], *, tasks: Own = None) -> MultiTaskModel:
         other = with_heads(run, tasks)
         _refuse_other_backbone(model, other, first, run)
         _warn_of_precision(model, other, first, run)
+        _settle_size(model, other.image_size, run)
         for name in other.tasks:
             if name in model.tasks:
                 _refuse_different(model, other, name, origins[name], run)
@@ -335,6 +392,8 @@ def _take(model: MultiTaskModel, other: MultiTaskModel, name: str) -> None:
         path = Path(folder) / f"{name}.safetensors"
         other.save_head(name, path)
         model.load_head(path, other.tasks[name])
+    if name in other.origins:
+        model.origins[name] = other.origins[name]
 
 
 def _refuse_different(model: MultiTaskModel, other: MultiTaskModel, name: str, one: str, two: str) -> None:
@@ -389,13 +448,35 @@ def _write_heads(model: MultiTaskModel, folder: Path) -> None:
         model.save_head(name, folder / HEADS / f"{name}.safetensors")
 
 
-def _put(model: MultiTaskModel, run: str | None, out: str | None) -> Path:
+def _put(model: MultiTaskModel, run: str, out: str | None) -> Path:
     """Write a model where it is to be: a new directory, or that of the model it was made of."""
     if out is not None:
         return save(model, out)
-    if run is None:
+    folder = trained.find(run).model
+    _replace(model, folder)
+    return folder
+
+
+@contextmanager
+def _changing(run: str | None, out: str | None) -> Iterator[None]:
+    """Refuse what could not be written, then keep other processes off a model that is changed in place."""
+    if out is not None:
+        refuse_existing(out)
+    elif run is None:
         raise ConfigError("Expected out=DIR: without run= there is no model to change in place.")
-    return _replace(model, trained.find(run).model)
+    _refuse_run(run, out)
+    if out is not None or run is None:
+        yield
+        return
+    from medusa_cl.rundir import locked
+
+    folder = trained.find(run).model
+    refusal = f"{folder} is being changed by another process. Run it again when that is done."
+    lock = locked(folder / ".lock", refusal, PATIENCE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _refuse_run(run: str | None, out: str | None) -> None:
@@ -408,20 +489,14 @@ def _refuse_run(run: str | None, out: str | None) -> None:
         )
 
 
-def _replace(model: MultiTaskModel, folder: Path) -> Path:
+def _replace(model: MultiTaskModel, folder: Path) -> None:
     from medusa_cl.checkpoint import save_model
-    from medusa_cl.rundir import locked
 
-    lock = locked(folder / ".lock", f"{folder} is being changed by another process. Run it again when that is done.")
-    try:
-        save_model(model, folder)
-        _write_heads(model, folder)
-        for path in (folder / HEADS).glob("*.safetensors"):
-            if path.stem not in model.tasks:
-                path.unlink()
-    finally:
-        lock.release()
-    return folder
+    save_model(model, folder)
+    _write_heads(model, folder)
+    for path in (folder / HEADS).glob("*.safetensors"):
+        if path.stem not in model.tasks:
+            path.unlink()
 
 
 # ---------------------------------------------------------------- the verbs
@@ -438,9 +513,11 @@ def _table(rows: Sequence[Row]) -> str:
     """Return a table; one for each place under its name where there are several."""
     places = list(dict.fromkeys(row.place for row in rows))
     if len(places) > 1:
-        return "\n\n".join(f"{place}\n{_table([row for row in rows if row.place == place])}" for place in places)
-    titles = ("task", "kind", "metric", "just learnt", "now", "parameters", "size", "learnt on", "backbone", "format")
-    return _aligned([titles, *map(_cells, rows)])
+        tables = {place: _table([row for row in rows if row.place == place]) for place in places}
+        return "\n\n".join(f"{printable(place)}\n{table}" for place, table in tables.items())
+    titles = ("task", "kind", "metric", "just learnt", "now", "parameters", "size", "learnt on", "backbone",
+              "format", "licence")  # fmt: skip
+    return _aligned([titles, *(tuple(map(_shown, _cells(row))) for row in rows)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -448,7 +525,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     parameters = f"{row.head} shared" if row.parameters is None else f"{row.parameters:,}"
     backbone = f"{row.backbone} {row.backbone_hash[:12]}"
     size = f"{row.size / 1e6:.1f} MB"
-    return row.task, row.kind, row.metric, *values, parameters, size, row.data or "-", backbone, row.format
+    data, licence = str(row.data or "-"), str(row.licence or "-")
+    return row.task, row.kind, row.metric, *values, parameters, size, data, backbone, row.format, licence
+
+
+def _shown(text: str) -> str:
+    """Return a text that a stranger may have written as a terminal can take it."""
+    return printable(text.encode("utf-8", "replace").decode())
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
@@ -458,16 +541,17 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
 
 
 def _add(run: str | None, head: Sequence[str], out: str | None, names: Sequence[str], refresh: bool) -> None:
-    _refuse_run(run, out)
-    _tell(_put(add(head, run, names, refresh=refresh), run, out))
+    with _changing(run, out):
+        _tell(_put(add(head, run, names, refresh=refresh), run or "", out))
 
 
 def _remove(run: str, tasks: Sequence[str], out: str | None) -> None:
-    _refuse_run(run, out)
-    _tell(_put(remove(run, tasks), run, out))
+    with _changing(run, out):
+        _tell(_put(remove(run, tasks), run, out))
 
 
 def _merge(runs: Sequence[str], out: str) -> None:
+    refuse_existing(out)
     _tell(save(merge(runs), out))
 
 

@@ -521,6 +521,8 @@ def _record(made: Run, k: int, matrix: TaskMatrix, scores: Mapping[str, Mapping[
     images, drawn = pictures(made.scenario, model)
     panels = {task: [(i, t, p) for i, (t, p) in zip(images, pairs, strict=True)] for task, pairs in drawn.items()}
     recorder.predictions(len(model.tasks), panels)
+    height, width = made.cfg.scenario.get("image_size") or made.scenario.data["train"].image_size
+    model.image_size = (int(height), int(width))
     for task in () if made.cfg.head.get("coupled") else model.tasks:
         model.save_head(task, run_dir / "heads" / f"{task}.safetensors")
     if k == 0:
@@ -587,6 +589,8 @@ def _identity(made: Run) -> dict[str, Any]:
 
 
 def _provenance(made: Run) -> dict[str, Any]:
+    from medusa_cl.begun import begun
+
     golden = None
     if str(made.cfg.scenario["_target_"]).startswith("medusa_cl.scenarios.rooms."):
         from medusa_cl.data import rooms
@@ -596,6 +600,7 @@ def _provenance(made: Run) -> dict[str, Any]:
         "data_hash": made.scenario.content_hash,
         "weights_hash": made.weights_hash,
         "base": None if made.start is None else str(made.start.model),
+        "begun": begun(OmegaConf.create(dict(made.asked)), made.start, made.scenario.content_hash),
         "rooms_golden_ok": golden,
         "skipped": {split: list(faults) for split, faults in made.scenario.skipped.items()},
     }

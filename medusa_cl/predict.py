@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,8 @@ class Done:
         before: How many had been.
         failed: Why there is no prediction, by picture or folder.
         clipped: Pictures with depth beyond what a PNG of 16 bits holds.
+        bits: Of how many bits grey was taken to be that has room for more, by picture.
+        passed_over: How many files that are no pictures stand beside them, by suffix.
     """
 
     out: Path
@@ -100,6 +102,8 @@ class Done:
     before: int
     failed: dict[str, str]
     clipped: tuple[str, ...]
+    bits: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,6 +115,7 @@ class _Picture:
     answers: Answers | None = None
     entry: dict[str, Any] | None = None
     fault: str = ""
+    bits: int | None = None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -209,6 +214,7 @@ class _Job:
         self.sources = {name: _source(found.root / name) for name in found.names}
         self.predicted: list[str] = []
         self.clipped: list[str] = []
+        self.bits: dict[str, int] = {}
         self._saved = time.monotonic()
 
     def run(self, batch: int, talk: bool) -> Done:
@@ -222,7 +228,8 @@ class _Job:
                 self.record.forget_replaced()
             finally:
                 self.record.save()
-        done = Done(self.out, tuple(self.predicted), before, dict(self.record.failed), tuple(self.clipped))
+        failed, others = dict(self.record.failed), dict(self.found.passed_over)
+        done = Done(self.out, tuple(self.predicted), before, failed, tuple(self.clipped), self.bits, others)
         if talk:
             _say(done)
         return done
@@ -232,7 +239,7 @@ class _Job:
 
     def _predict(self, names: Sequence[str], batch: int, bar: Bar | None) -> None:
         """Let one thread read pictures and one write answers, beside the net."""
-        with _thread() as reader, _thread() as writer:
+        with _thread(wait=False) as reader, _thread() as writer:
             writing: deque[Future[_Picture]] = deque()
             try:
                 for group in self._groups(_ahead(reader, self._read, names, max(AHEAD, batch)), batch):
@@ -247,7 +254,8 @@ class _Job:
         from medusa_cl.deploy import pictures
 
         try:
-            return _Picture(name, pictures.read(self.found.root / name))
+            image, bits = pictures.read_bits(self.found.root / name)
+            return _Picture(name, image, bits=bits)
         except DataError as error:
             return _Picture(name, fault=str(error))
 
@@ -284,7 +292,7 @@ class _Job:
         if one.image is None or one.answers is None:
             return one
         try:
-            one.entry = self._entry(one.name, one.image, one.answers)
+            one.entry = self._entry(one.name, one.image, one.answers) | ({"bits": one.bits} if one.bits else {})
         except OSError as error:
             if error.errno not in _THIS_NAME:
                 raise
@@ -312,6 +320,7 @@ class _Job:
             self.record.images[one.name] = one.entry
             self.predicted.append(one.name)
             self.clipped += [one.name] * ("pixels_beyond_65.535_m" in one.entry)
+            self.bits |= {one.name: one.bits} if one.bits else {}
         if bar is not None:
             bar.advance(1, images=one.entry is not None)
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -375,12 +384,12 @@ def _ahead(
 
 
 @contextmanager
-def _thread() -> Iterator[ThreadPoolExecutor]:
+def _thread(wait: bool = True) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(1)
     try:
         yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)
 
 
 @contextmanager
@@ -430,11 +439,18 @@ def _scale(predictor: Predictor) -> str:
 
 
 def _say(done: Done) -> None:
+    from medusa_cl.deploy.pictures import counted
     from medusa_cl.deploy.predict_record import PAGE
 
     print(f"{len(done.predicted) + done.before} pictures are predicted in {printable(done.out)} ({PAGE} says how).")
     if done.clipped:
         print(f"Depth beyond 65.535 m is cut in the PNG, not in the arrays, of {_some(done.clipped)}.")
+    for bits in sorted(set(done.bits.values())):
+        names = [name for name, found in done.bits.items() if found == bits]
+        print(f"Grey was taken to be of {bits} bits, as no value is above {2**bits - 1}, in {_some(names)}.")
+    if count := sum(done.passed_over.values()):
+        files = f"{count} other file{'s' * (count > 1)}"
+        print(f"{files} {'were' if count > 1 else 'was'} passed over ({counted(done.passed_over)}).")
 
 
 def _named(done: Done) -> str:

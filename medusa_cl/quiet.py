@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 
@@ -51,6 +52,12 @@ SILENCED = (
     ),
 )
 HIDDEN = (DeprecationWarning, PendingDeprecationWarning)
+HERE = Path(__file__).parent
+# Where this package's own files are, links followed or not: in a checkout three of its folders stand beside it.
+OURS = tuple(
+    f"{folder.as_posix()}/"
+    for folder in (HERE, *((HERE / part).resolve() for part in ("", "configs", "scenarios", "strategies")))
+)
 
 
 @contextmanager
@@ -81,7 +88,7 @@ def quiet() -> Iterator[None]:
 def silenced(message: str, category: type[Warning], filename: str) -> bool:
     """Return whether a warning is left out."""
     place = re.sub(r"\\+", "/", filename)
-    if issubclass(category, HIDDEN) and not sys.warnoptions and "/medusa_cl/" not in place:
+    if issubclass(category, HIDDEN) and not sys.warnoptions and not place.startswith(OURS):
         return True
     return any(
         message.startswith(one.message) and issubclass(category, one.category) and place.endswith(f"/{one.place}")

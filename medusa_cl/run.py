@@ -5,6 +5,11 @@ This is where configuration ends: everything below gets plain values, objects an
 
 from __future__ import annotations
 
+from medusa_cl import early
+
+if __name__ == "__main__":  # the imports below take a while
+    early.listen()
+
 import functools
 import sys
 from collections.abc import Sequence
@@ -31,6 +36,7 @@ from medusa_cl.continuing import read_yaml, resumed
 from medusa_cl.errors import ConfigError, MedusaError, unknown
 from medusa_cl.job import STOP, Finished, Run, closing, finish, learn_stream, own_console
 from medusa_cl.quiet import quiet
+from medusa_cl.shell import mending
 from medusa_cl.study_run import run_study
 
 MODES = ("run", "study")
@@ -45,6 +51,7 @@ def main() -> None:
     distributed.hush()
     sys.argv[1:] = _sweep_first(sys.argv[1:])
     several = distributed.launched() > 1
+    early.enough()
     with distributed.ending_together() if several else stopping.listening(STOP):
         try:
             check_overrides(sys.argv[1:])
@@ -78,6 +85,9 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     try:
         if together:
             raise ConfigError(ONE_BY_ONE)
+        _check_mode(cfg)
+        if job_number() is None:
+            _load()
         return _verb(cfg, overrides)
     except MedusaError as error:
         if job_number() is not None:
@@ -85,14 +95,29 @@ def _hydra_main(cfg: DictConfig) -> float | None:
         shell.fail(error)
 
 
-@quiet()  # here as well, for members of a sweep have processes of their own
-def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
+def _load() -> None:
+    """Import what training needs, before anything is begun."""
+    early.listen()
+    try:
+        from medusa_cl import learn, start, strategies, tracking  # noqa: F401
+        from medusa_cl.strategies import evaluation, medusa  # noqa: F401
+    finally:
+        early.enough()
+
+
+def _check_mode(cfg: DictConfig) -> None:
     if cfg.mode not in MODES:
         raise ConfigError(unknown("mode", str(cfg.mode), MODES))
     if cfg.mode == "study" and (cfg.extend or cfg.remove):
         raise ConfigError("mode=study learns whole streams: leave extend= and remove= out.")
     if cfg.remove and not cfg.extend:
         raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
+
+
+@quiet()  # here as well, for members of a sweep have processes of their own
+@mending()
+def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
+    _check_mode(cfg)
     if cfg.resume:
         return _with_comparisons(*resumed(cfg, overrides))
     return run_study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TextIO
 
 from medusa_cl import stopping
-from medusa_cl.errors import ConfigError, MedusaError, unknown
+from medusa_cl.errors import ConfigError, MedusaError, printable, unknown
 from medusa_cl.quiet import quiet
 
 Form = Callable[[str], Any]
@@ -28,6 +28,15 @@ _PLAIN = dict(
 )
 _HANDLER = "medusa_cl.plain"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = {
+    errno.EISDIR: "Name a file: this is a folder.",
+    errno.ENOTDIR: "A part of this path is a file, not a folder. Choose another path.",
+    errno.EEXIST: "Choose another path, or move away what is there.",
+    errno.EACCES: "Choose a place where you may read and write, or change its permissions.",
+    errno.EPERM: "Choose a place where you may read and write, or change its permissions.",
+    errno.EROFS: "Choose a place that can be written to.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+} | dict.fromkeys(_FULL, "Make room there, or choose another place.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,8 @@ def end(main: Callable[[Sequence[str]], None], stopped: str = "stopped") -> NoRe
     """
     with mannered(), stopping.listening(stopping.StopRequest()):
         try:
-            main(sys.argv[1:])
+            with mending():
+                main(sys.argv[1:])
         except MedusaError as error:
             fail(error)
         except (KeyboardInterrupt, stopping.Stopped) as stop:
@@ -212,6 +222,28 @@ def fail(error: MedusaError) -> NoReturn:
     """Say what is wrong, with what was noted about it, and leave with the error's status."""
     print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
+def mending() -> Iterator[None]:
+    """Turn what the system says of a file or a folder into an error that can be mended.
+
+    Raises:
+        MedusaError: It is said which file, and what to do.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not isinstance(error.filename, str | bytes | os.PathLike):
+            raise
+        place = printable(os.fsdecode(error.filename if error.filename2 is None else error.filename2))
+        advice = _ADVICE.get(error.errno or 0, "Check that the path is right, and that you may read and write there.")
+        mended = MedusaError(f"{error.strerror}: {place}. {advice}")
+        for note in getattr(error, "__notes__", []):
+            mended.add_note(note)
+        raise mended from error
 
 
 @contextmanager

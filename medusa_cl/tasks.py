@@ -112,6 +112,8 @@ class DenseTask:
             raise TaskError(unknown("DenseTask.output", str(self.output), OUTPUTS))
         if not isinstance(self.name, str) or not self.name or set(self.name) & set("./\\"):
             raise TaskError(f'Expected a task\'s name without ".", "/" and "\\", but got {self.name!r}. Rename it.')
+        if not self.name.isprintable():
+            raise TaskError(f"Expected a task's name of printable characters, but got {self.name!r}. Rename it.")
         if hasattr(_MODULES, self.name):
             raise TaskError(f'A task cannot be called "{self.name}": torch\'s modules use that name. Rename it.')
 

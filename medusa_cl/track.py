@@ -10,7 +10,7 @@ from typing import Any
 
 from medusa_cl import shell
 from medusa_cl.errors import ConfigError, MedusaError, unknown
-from medusa_cl.rundir import RUNS
+from medusa_cl.rundir import RUNS, find_run
 from medusa_cl.tracking.secrets import mask_uri
 
 STORE = shell.Option("URI", "the store; else $MLFLOW_TRACKING_URI, else runs/mlflow.db", None)
@@ -41,14 +41,16 @@ UI = shell.Usage(
 SYNC = shell.Usage(
     "track sync",
     "Deliver to MLflow what it lacks of a run, each thing once: its server was down, or the run was not tracked.",
-    {"run": shell.Option("DIR", "the run directory"), "uri": STORE},
+    {"run": shell.Option("DIR|last", "the run directory, or the last finished run under runs/"), "uri": STORE},
     (
+        "run=last",
         "run=runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0",
         "run=runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0 uri=http://tracking.example:5000",
     ),
 )
 
 
+# As in tracking.typeset and tracking.tables, which are not imported before there is something to print.
 FORMATS = ("md", "latex", "csv")
 TABLES, MAIN = ("final", "forgetting", "transfer", "cost"), ("final", "transfer")
 
@@ -57,6 +59,15 @@ def _digits(text: str) -> int:
     if text not in tuple("0123456789"):
         raise ValueError("a number of decimals, 0 to 9")
     return int(text)
+
+
+def _tables(text: str) -> tuple[str, ...]:
+    """Read names of tables, each once."""
+    found = tuple(dict.fromkeys(shell.names(text)))
+    for name in found:
+        if name not in TABLES:
+            raise ConfigError(unknown("table", name, TABLES))
+    return found
 
 
 def _runs(text: str) -> tuple[str, ...]:
@@ -75,7 +86,7 @@ TABLE = shell.Usage(
         "format": shell.Option(
             "md|latex|csv", "Markdown, LaTeX with booktabs, or every number", "md", shell.one_of(*FORMATS)
         ),
-        "tables": shell.Option("[NAME,...]", f"of {', '.join(TABLES)} (default: {','.join(MAIN)})", MAIN, shell.names),
+        "tables": shell.Option("[NAME,...]", f"of {', '.join(TABLES)} (default: {','.join(MAIN)})", MAIN, _tables),
         "by": shell.Option("[KEY,...]", "what rows are named by first (default: strategy)", ("strategy",), shell.names),
         "digits": shell.Option("N", "decimals (default: as many as mean something)", None, _digits),
         "out": shell.Option("FILE", "where to write them (default: stdout)", None),
@@ -119,7 +130,7 @@ def _sync(run: str, uri: str | None) -> None:
     from medusa_cl.tracking import TRACKING_FILE, deliver, delivery_note, said
     from medusa_cl.tracking.mlflow import MLflowTracker
 
-    folder = Path(run)
+    folder = find_run(run, "run") if run == "last" else Path(run)
     if not (folder / TRACKING_FILE).is_file():
         raise ConfigError(f"Expected run= a run directory, with a {TRACKING_FILE} in it, but got {run}.")
     note = delivery_note(folder)
@@ -135,7 +146,7 @@ def _sync(run: str, uri: str | None) -> None:
         raise
     except Exception as error:  # of a library, which may repeat the URI's password
         raise MedusaError(
-            f"{run} is not delivered to {mask_uri(tracker.uri)}: {said(error, tracker)} What has arrived stays: run "
+            f"{folder} is not delivered to {mask_uri(tracker.uri)}: {said(error, tracker)} What has arrived stays: run "
             "the same command again."
         ) from None
     print(tracker.ui_line())
@@ -149,14 +160,16 @@ def _table(
     from medusa_cl.tracking import typeset
     from medusa_cl.tracking.gather import gather
 
+    paper.check_names(by)
     found = gather(runs, _say)
-    configs = [run.config for run in found]
-    for i in paper.same_runs([run.summary for run in found], configs):
-        _say(f"{found[i].place} is left out: a later run has the same configuration and seed.")
+    repeated = paper.same_runs([run.summary for run in found], [run.config for run in found], [r.time for r in found])
+    for i, last in repeated.items():
+        _say(f"{found[i].place} is left out: {found[last].place}, made later, has the same configuration and seed.")
+    found = [run for i, run in enumerate(found) if i not in repeated]
     given = {"runs": runs, "format": format, "tables": tables, "by": by}
     typed = [f"{key}={_text(value)}" for key, value in given.items() if value != TABLE.options[key].default]
     made = paper.tables(
-        [run.summary for run in found], configs, [run.name for run in found],
+        [run.summary for run in found], [run.config for run in found], [run.name for run in found],
         select=tables, by=by, command=paper.said_command(typed),
     )  # fmt: skip
     for name in tables:

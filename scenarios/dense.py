@@ -10,6 +10,7 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from medusa_cl.batch import collate
+from medusa_cl.data.arrays import ArrayData
 from medusa_cl.data.loader import Augmentation, DenseDataset
 from medusa_cl.data.split import DenseData
 from medusa_cl.errors import ConfigError, DataError, TaskError, unknown
@@ -18,6 +19,7 @@ from medusa_cl.tasks import DenseTask
 
 SPLITS = ("train", "val", "test")
 ORDERS = ("listed", "random", "joint")
+CLASSES = ("semseg", "human_parts")
 EVERYTHING = -1
 """The label of samples that are to be answered for every task learnt so far."""
 
@@ -189,6 +191,24 @@ def check_stream(tasks: Sequence[DenseTask], base: Sequence[str], stream: Sequen
             raise TaskError(f'Task "{name}" would be learnt twice. Name it once in scenario.base or scenario.stream.')
 
 
+def _check_form(task: DenseTask, split: str, source: ArrayData) -> None:
+    """Refuse classes where values are learnt, and values where classes are: training would fail on them, later."""
+    index = next(iter(source.has(task.name).nonzero()[0]), None)
+    target = None if index is None else source.target(int(index), task.name)
+    if target is None:
+        return
+    if target.ndim == 2 and task.channels == 1:
+        raise DataError(
+            f'Expected {split} targets of "{task.name}" as N C H W, but got integers N H W, which are taken for '
+            "classes. One value a pixel still has a channel: array[:, None]."
+        )
+    if target.ndim == 3 and task.kind in CLASSES:
+        raise DataError(
+            f'Expected {split} targets of "{task.name}" as integers N H W, a class a pixel, but got N C H W with '
+            f"C = {target.shape[0]}. Take the channel out: array[:, 0].astype(int)."
+        )
+
+
 def dense_scenario(
     tasks: Sequence[DenseTask],
     data: Mapping[str, DenseData],
@@ -218,12 +238,14 @@ def dense_scenario(
 
     Raises:
         TaskError: A task is unknown, occurs twice, or is in no field of the data; or `base` is empty.
-        DataError: No image has a label of some experience.
+        DataError: No image has a label of some experience, or labels in memory have another form than the task's.
     """
     check_stream(tasks, base, stream)
+    known = {task.name: task for task in tasks}
     for split, source in data.items():
         for task in (*base, *stream):
             if task not in source.fields:
                 raise TaskError(f'Task "{task}": ' + unknown(f"field of the {split} data", task, source.fields))
-    known = {task.name: task for task in tasks}
+            if isinstance(source, ArrayData):
+                _check_form(known[task], split, source)
     return DenseScenario(name, known, data, base, stream, augmentation or Augmentation())

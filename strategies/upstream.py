@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from avalanche.training.storage_policy import ExemplarsBuffer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -83,7 +84,8 @@ def mend_replay(kind: Any) -> None:
     """Let `ReplayPlugin` load by counters: upstream draws from global states, and what comes next is lost at a stop.
 
     Upstream also shows the images of the experience, and those of its memory, as they are; here both are augmented,
-    the former as without replay. And it makes whole batches in each of several processes.
+    the former as without replay. And it makes whole batches in each of several processes. The deprecated way in which
+    it fills its memory warns each time.
     """
     begin = kind.before_training_exp
 
@@ -94,7 +96,15 @@ def mend_replay(kind: Any) -> None:
         else:
             begin(self, strategy, **kwargs)
 
+    def after_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
+        policy = self.storage_policy
+        if type(policy).update is ExemplarsBuffer.update:  # which does just this, and warns
+            policy.post_adapt(strategy, strategy.experience)
+        else:
+            policy.update(strategy, **kwargs)
+
     kind.before_training_exp = before_training_exp
+    kind.after_training_exp = after_training_exp
 
 
 def _replaying(plugin: Any, strategy: Any, remembered: Any) -> ReplayLoader:

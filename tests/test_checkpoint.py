@@ -102,6 +102,25 @@ def test_saving_again_replaces_the_model(model: MultiTaskModel, saved: Path) -> 
     assert "normals" not in load_model(saved).tasks
 
 
+def test_size_of_images_and_origins_of_heads_are_kept(model: MultiTaskModel, tmp_path: Path) -> None:
+    model.image_size, model.origins = (48, 64), {"depth": {"licence": "MIT"}, "gone": {"licence": "MIT"}, "edges": {}}
+    again = load_model(save_model(model, tmp_path / "model"))
+    assert (again.image_size, again.origins) == ((48, 64), {"depth": {"licence": "MIT"}})
+    again.remove_head("depth")
+    save_model(again, tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [DESCRIPTION, WEIGHTS]
+    rewrite(tmp_path / "model", lambda said: said.update(image_size=[48, "x"]))
+    with pytest.raises(WeightsError, match="no height and width"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "medusa-cl heads 1", "heads": {}, "sha256": "x"}'])
+def test_damaged_origins_are_refused(saved: Path, content: str) -> None:
+    (saved / "heads.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"heads\.json is damaged, or was edited.*put it back"):
+        load_model(saved)
+
+
 def test_precision_is_kept(tiny_model: Callable[..., MultiTaskModel], tmp_path: Path) -> None:
     assert load_model(save_model(tiny_model("depth", precision="bf16"), tmp_path)).precision == "bf16"
 

@@ -14,7 +14,7 @@ from fake_data import fake_dense_hdf5
 from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
-from medusa_cl.build import FOR_PEOPLE, instantiate
+from medusa_cl.build import FOR_PEOPLE, check, instantiate
 from medusa_cl.configs.check import check_overrides, groups
 from medusa_cl.data.loader import Augmentation, as_augmentation
 from medusa_cl.errors import ConfigError, MissingDataError, TaskError
@@ -337,3 +337,9 @@ def test_what_resembles_nothing_is_still_refused() -> None:
         check_overrides(["zzzz=1"])
     with pytest.raises(ConfigError, match=r'"zzzz".*medusa'):
         check_overrides(["strategy=zzzz"])
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5"])
+def test_a_seed_is_a_whole_number(seed: str) -> None:
+    with pytest.raises(ConfigError, match=f"Expected a whole number of at least 0 for seed, but got {seed}"):
+        check(config(f"seed={seed}"))

@@ -21,18 +21,21 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medusa_cl import heads, kept, tasks
+from medusa_cl import heads, kept, predict, rundir, tasks
 from medusa_cl.checkpoint import load_model, save_model
 from medusa_cl.data import download
 from medusa_cl.deploy import packs
+from medusa_cl.deploy.graphs import published_licence
+from medusa_cl.deploy.predictor import Predictor, training_size
 from medusa_cl.errors import ConfigError, DataError, TaskError, WeightsError
 from medusa_cl.job import run
-from medusa_cl.models import AdaptedHead, LinearHead, MedusaHead, MultiTaskModel, OwnNetHead, PlainHead
+from medusa_cl.models import AdaptedHead, Backbone, LinearHead, MedusaHead, MultiTaskModel, OwnNetHead, PlainHead
 from medusa_cl.models.coupled import CoupledModel, MTINet, PADNet
-from medusa_cl.models.multitask import FILE_FORMAT, WITHOUT_HASH, describe_head
+from medusa_cl.models.multitask import FILE_FORMAT, WITHOUT_HASH, _hash_of, describe_head
 from medusa_cl.trained import find
 from small_run import miniature, small, without_pictures
 
@@ -231,6 +234,100 @@ def test_an_added_head_answers_as_where_it_was_learnt(there: Path) -> None:
     assert find("more").run is None and sorted(p.name for p in Path("more/heads").iterdir()) == [
         "depth.safetensors", "edges.safetensors", "normals.safetensors", "semseg.safetensors",
     ]  # fmt: skip
+
+
+def predicted(run: str, out: str, *options: str) -> dict[str, bytes]:
+    predict.main([f"run={run}", "images=photo.png", f"out={out}", "tasks=[edges]", *options])
+    return {name: data for name, data in content(out).items() if name.endswith(".npz")}
+
+
+def test_a_changed_model_sees_photographs_as_the_run_did(there: Path) -> None:
+    noise = torch.randint(0, 256, (150, 210, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save("photo.png")
+    expected = predicted(FULL, "run")
+    assert expected != predicted(FULL, "own", "size=own")
+    heads.main(["remove", f"run={FULL}", "tasks=[normals]", "out=fewer"])
+    heads.main(["add", f"run={NORMALS}", f"head={FULL}/heads/edges.safetensors", "out=more"])
+    packs.pack(FULL, "edges", "pack", "MIT", backbone=True)
+    heads.main(["add", "head=pack", "out=fresh"])
+    heads.main(["merge", "runs=[fresh,fewer]", "out=merged"])
+    size = json.loads(Path(FULL, "summary.json").read_text())["image_size"]
+    for name in ("fewer", "more", "fresh", "merged"):
+        assert predicted(name, f"of-{name}") == expected
+        assert training_size(find(name)) == tuple(size) == describe_head(f"{name}/heads/edges.safetensors").image_size
+
+
+def test_models_of_an_earlier_version_get_their_size_of_their_run(
+    there: Path, tiny_model: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(FULL, "old")
+    model = find("old").load()
+    model.image_size = None
+    heads.save(model, "sizeless")
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(f"sizeless/{name}", f"old/model/{name}")
+    shutil.copy("sizeless/heads/edges.safetensors", "old/heads/edges.safetensors")
+    assert "image_size" not in json.loads(Path("old/model/model.json").read_text())
+    size = training_size(find(FULL))
+    assert heads.remove("old", ["depth"]).image_size == heads.merge(["old", FULL]).image_size == size
+    assert heads.add(["old/heads/edges.safetensors"], "sizeless", ["e"]).image_size == size
+    assert Predictor("sizeless").longest is None
+    assert "seen at their own size. Give size= the pixels" in caplog.text
+    model.image_size = (512, 512)
+    heads.save(model, "large")
+    caplog.clear()
+    assert heads.merge([FULL, "large"]).image_size == size
+    assert "large was learnt on images of 512x512" in caplog.text
+
+
+def test_two_that_change_one_model_at_once_both_do(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads.save(find(NORMALS).load(), "model")
+    reading, write = threading.Event(), heads._put
+
+    def slow(*given: Any) -> Path:
+        reading.set()
+        finished.wait(1)  # so long the second has to read the model before the first has written it
+        return write(*given)
+
+    def add(name: str, put: Any) -> None:
+        monkeypatch.setattr(heads, "_put", put)
+        heads.main(["add", "run=model", f"head={EDGES}/heads/edges.safetensors", f"as={name}"])
+
+    finished, first = threading.Event(), threading.Thread(target=add, args=("first", slow))
+    first.start()
+    assert reading.wait(60)
+    add("second", write)
+    finished.set()
+    first.join()
+    assert {"first", "second"} < {*load_model("model").tasks}
+    lock = rundir.locked(Path("model/.lock"), "")
+    monkeypatch.setattr(heads, "PATIENCE", 0.0)
+    with pytest.raises(ConfigError, match="model is being changed by another process"):
+        heads.main(["remove", "run=model", "tasks=[first]"])
+    lock.release()
+
+
+def test_what_cannot_be_written_is_refused_before_models_are_read(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "with_heads", None)
+    monkeypatch.setattr(heads, "with_heads", None)
+    monkeypatch.setattr(heads, "fetch", None)
+    Path("file").touch()
+    for verb in (
+        ["merge", f"runs=[{NORMALS},{EDGES}]"], ["remove", f"run={FULL}", "tasks=[depth]"],
+        ["add", f"run={FULL}", "head=x"], ["pack", f"run={FULL}", "task=depth", "licence=MIT"],
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"^\. is there already"):
+            heads.main([*verb, "out=."])
+    with pytest.raises(ConfigError, match="Expected out=DIR"):
+        heads.main(["add", "head=https://example.org/pack"])
+    monkeypatch.undo()
+
+
+def test_the_folder_one_is_in_can_be_filled(there: Path, tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    heads.save(tiny_model("depth"), ".")
+    assert list(load_model(there / "empty").tasks) == ["depth"]
 
 
 def test_a_model_by_itself_is_changed_in_place(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -496,6 +593,113 @@ def test_the_backbone_of_a_pack_must_be_the_one_it_tells(there: Path, tiny_model
         heads.add(["normals"])
 
 
+def test_licence_and_data_go_with_a_head(there: Path, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
+    packed("normals", author="Ada", backbone=True)
+    before = json.loads(Path("normals/pack.json").read_text())
+    heads.main(["add", "head=normals", "as=n", "out=hall"])
+    heads.main(["add", "run=hall", f"head={EDGES}/heads/edges.safetensors"])
+    heads.main(["merge", f"runs=[hall,{FULL}]", "out=all"])
+    heads.main(["remove", "run=all", "tasks=[depth]", "out=fewer"])
+    (row,) = (row for row in heads.listed(["fewer"]) if row.task == "n")
+    assert (row.now, row.data, row.licence) == (before["metrics"]["value"], "nyud_incremental", "CC-BY-4.0")
+    (row,) = heads.listed(heads=["fewer/heads/n.safetensors"])
+    assert (row.now, row.licence) == (before["metrics"]["value"], "CC-BY-4.0")
+    assert "CC-BY-4.0" in capsys.readouterr().out
+    caplog.clear()
+    packs.pack("fewer", "n", "again", "MIT")
+    assert "came from a pack under CC-BY-4.0 by Ada, and you publish it under MIT" in caplog.text
+    after = json.loads(Path("again/pack.json").read_text())
+    assert {key: after[key] for key in ("metrics", "learnt")} == {key: before[key] for key in ("metrics", "learnt")}
+    assert (after["licence"], after["author"], after["came"]) == (
+        "MIT", "Ada", [{"licence": "CC-BY-4.0", "author": "Ada"}],
+    )  # fmt: skip
+    text = Path("again/README.md").read_text()
+    assert "The head came from a pack under CC-BY-4.0, by Ada." in text and "after semseg, depth; at most" in text
+    heads.add(["again"], FULL, ["n2"])
+    heads.main(["add", f"run={FULL}", "head=again", "as=n2", "out=third"])
+    caplog.clear()
+    packs.pack("third", "n2", "last", "MIT")
+    assert "you publish it" not in caplog.text
+    assert json.loads(Path("last/pack.json").read_text())["came"] == after["came"]
+    said = json.loads(Path("third/heads.json").read_text())
+    said["heads"]["n2"]["licence"] = "CC0-1.0"
+    Path("third/heads.json").write_text(json.dumps(said))
+    with pytest.raises(WeightsError, match=r"heads\.json is damaged, or was edited"):
+        packs.pack("third", "n2", "forged", "CC0-1.0")
+
+
+def test_heads_of_runs_keep_their_numbers_where_they_are_put(there: Path) -> None:
+    heads.main(["merge", f"runs=[{NORMALS},{EDGES}]", "out=both"])
+    ours, theirs = ({row.task: row for row in heads.listed([run])} for run in ("both", EDGES))
+    assert ours["edges"].now == theirs["edges"].now is not None
+    packs.pack("both", "edges", "of-model", "MIT")
+    packs.pack(EDGES, "edges", "of-run", "MIT")
+    one, two = (json.loads(Path(folder, "pack.json").read_text()) for folder in ("of-model", "of-run"))
+    assert one["learnt"] == two["learnt"] and one["metrics"] == two["metrics"] is not None
+
+
+def test_a_backbone_has_a_licence_of_its_own(
+    there: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known, message in ((None, "test_efficientnet, is unknown"), ("cc-by-nc-4.0", "are under cc-by-nc-4.0")):
+        monkeypatch.setattr("medusa_cl.deploy.graphs.published_licence", lambda backbone, known=known: known)
+        caplog.clear()
+        folder = packs.pack(FULL, "depth", f"pack-{known}", "MIT", backbone=True)
+        assert json.loads((folder / "pack.json").read_text())["backbone_licence"] == known
+        assert message in (folder / "README.md").read_text() and message in caplog.text
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_the_published_licence_is_found_for_every_kind_of_net(name: str) -> None:
+    import timm
+
+    backbone = Backbone.create(name, pretrained=False)
+    assert published_licence(backbone) == timm.get_pretrained_cfg(name).license is not None
+
+
+def test_misspelt_licences_are_told(there: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for licence, warned in (("CC-BYE-4.0", True), ("LicenseRef-Mine", False), ("CC-BY-NC-SA-4.0", False)):
+        caplog.clear()
+        packs.pack(FULL, "depth", licence, licence)
+        assert ('Did you mean "CC-BY-4.0"?' in caplog.text) == warned
+
+
+def test_a_card_says_the_arrays_that_predict_writes(there: Path) -> None:
+    assert "forward: H W 3 float32." in Path(packed("normals"), "README.md").read_text()
+    assert "from 0: H W uint8. The classes are" in Path(packed("classes", "semseg"), "README.md").read_text()
+
+
+def forged(path: str, **said: object) -> None:
+    """Change what a head's file says, as one who means ill can: with the hash that belongs to it."""
+    tensors = load_file(path)
+    told = {key: value for key, value in weights(path).items() if key not in tensors and key != "sha256"}
+    for key, value in said.items():
+        told[key] = json.dumps(json.loads(told[key]) | value)
+    save_file(tensors, path, told | {"sha256": _hash_of(tensors, told)})
+
+
+def test_a_strangers_head_writes_nothing_to_the_terminal(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(f"{FULL}/heads/depth.safetensors", "head.safetensors")
+    for key in ("name", "kind"):
+        forged("head.safetensors", task={key: "depth\x1b]0;x\x07"})
+        for call in (lambda: heads.listed(heads=["head.safetensors"]), lambda: heads.add(["head.safetensors"], FULL)):
+            with pytest.raises(WeightsError, match="is no name") as caught:
+                call()
+            assert "\x1b" not in str(caught.value)
+        shutil.copy(f"{FULL}/heads/depth.safetensors", "head.safetensors")
+    forged("head.safetensors", task={"unit": "m\x1b[2J\ud800"})
+    heads.main(["list", "head=head.safetensors"])
+    assert "\x1b" not in capsys.readouterr().out
+    for change in (
+        lambda said: said.update(author="\x1b[2J"), lambda said: said.update(licence=3),
+        lambda said: said.update(metrics=[]), lambda said: said.update(came=3),
+    ):  # fmt: skip
+        folder = packed(f"pack-{len(list(there.glob('pack-*')))}")
+        resealed(folder, change)
+        with pytest.raises(WeightsError, match="it does not say"):
+            packs.fetch(folder)
+
+
 def entry(folder: str, name: str) -> dict[str, Any]:
     path = Path(folder, name)
     return {name: {"size": path.stat().st_size, "sha256": kept.file_hash(path)}}
@@ -568,6 +772,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append((self.path, self.headers.get("Range", "")))
         name = self.path.partition("?")[0]
+        if (elsewhere := self.server.moved.get(name)) is not None:
+            self.send_response(302)
+            self.send_header("Location", elsewhere)
+            self.end_headers()
+            return
         body = self.server.files.get(name)
         if body is None:
             self.send_error(404)
@@ -591,6 +800,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.cut: dict[str, int] = {}
+        self.moved: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
 
     def give(self, folder: Path) -> str:
@@ -664,6 +874,24 @@ def test_files_that_are_not_what_was_promised_are_not_kept(server: Server) -> No
     (folder / "pack.json").write_text("{}")
     (folder / "head.safetensors").write_bytes(good[:-1] + b"x")
     assert kept.file_hash(packs.fetch(url) / "head.safetensors") == kept.file_hash(Path("pack/head.safetensors"))
+
+
+def test_a_server_cannot_send_one_to_an_unsafe_address(server: Server) -> None:
+    url = server.give(packed())
+    server.moved = {"/pack/pack.json": "/pack/on", "/pack/on": "http://pack.invalid/pack.json"}
+    with pytest.raises(ConfigError, match=r"but got http://pack\.invalid"):
+        packs.fetch(url)
+    server.files["/pack/on"] = server.files["/pack/pack.json"]
+    server.moved = {"/pack/pack.json": f"http://localhost:{server.server_port}/pack/on"}
+    assert (packs.fetch(url) / "head.safetensors").is_file()
+
+
+def test_a_large_transfer_shows_how_far_it_is(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packs, "LARGE", 1000)
+    packs.fetch(server.give(packed()))
+    assert "head.safetensors, MB" in capsys.readouterr().out
 
 
 def test_addresses_without_a_pack(server: Server) -> None:

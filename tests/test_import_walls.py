@@ -90,8 +90,8 @@ def test_a_misspelt_key_need_not_wait_for_torch() -> None:
 
 
 def test_what_predict_needs_loads_no_training_library() -> None:
-    verb = ", medusa_cl.predict" if (ROOT / "medusa_cl" / "predict.py").exists() else ""
-    loaded = loaded_by(f"import medusa_cl.models.multitask, medusa_cl.tasks, medusa_cl.deploy.agreement{verb}")
+    modules = ("models.multitask", "tasks", "deploy.agreement", "predict")
+    loaded = loaded_by(f"import {', '.join(f'medusa_cl.{module}' for module in modules)}")
     assert "torch" in loaded
     assert loaded & set(HEAVY) == set()
 
@@ -110,8 +110,16 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="Medussa"):
+    with pytest.raises(AttributeError, match=r'"Medussa"\. Did you mean "Medusa"\?') as caught:
         medusa_cl.Medussa  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("Medussa", medusa_cl)
+    assert not hasattr(medusa_cl, "__wrapped__")
+
+
+def test_a_star_brings_the_public_names_alone() -> None:
+    names: dict[str, object] = {}
+    exec("from medusa_cl import *", names)
+    assert set(names) - {"__builtins__"} == {*medusa_cl._HOME, "__version__"}
 
 
 def verbs(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -123,8 +131,8 @@ def test_the_package_lists_exactly_the_verbs_that_exist_and_stays_light() -> Non
     done = verbs()
     assert done.returncode == 0
     listed = set(re.findall(r"python -m medusa_cl\.(\w+)", done.stdout))
-    known = {"run", "prepare", "predict", "export", "heads", "track"}
-    assert listed == {verb for verb in known if (ROOT / "medusa_cl" / f"{verb}.py").exists()}
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "medusa_cl").glob("[a-z]*.py")}
+    assert listed == {name for name, text in modules.items() if 'if __name__ == "__main__":' in text}
     assert not re.search(r"\| +(torch|numpy|avalanche|hydra|mlflow)$", done.stderr, re.MULTILINE)
 
 

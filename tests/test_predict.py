@@ -308,6 +308,29 @@ def test_of_sixteen_bits_the_upper_eight_are_taken(tmp_path: Path) -> None:
         pictures.read(tmp_path / "metres.tif")
 
 
+def test_bits_are_those_that_a_picture_has(tmp_path: Path) -> None:
+    """12 bits in files of 16, and 8 in files of 16 or 32, by hand: 4095 and 255 are white, 2048 and 128 half."""
+    twelve, eight = np.array([[0, 2048, 4095]], np.uint16), np.array([[0, 128, 255]], np.uint16)
+    imageio.imwrite(tmp_path / "twelve.png", twelve)
+    imageio.imwrite(tmp_path / "eight.png", eight)
+    tifffile.imwrite(tmp_path / "eight.tif", eight.astype(np.int32))
+    tifffile.imwrite(tmp_path / "black.tif", eight * 0)
+    Image.fromarray(twelve).save(tmp_path / "said.tif", tiffinfo={281: 65535})
+    found = {path.name: pictures.read_bits(path) for path in tmp_path.iterdir()}
+    assert {name: (image[0, :, 1].tolist(), bits) for name, (image, bits) in found.items()} == {
+        "twelve.png": ([0, 128, 255], 12),
+        "eight.png": ([0, 128, 255], 8),
+        "eight.tif": ([0, 128, 255], 8),
+        "black.tif": ([0, 0, 0], None),
+        "said.tif": ([0, 8, 15], None),
+    }
+    Image.fromarray(twelve).save(tmp_path / "said.tif", tiffinfo={281: 16383})
+    assert pictures.read(tmp_path / "said.tif")[0, :, 0].tolist() == [0, 32, 63]
+    tifffile.imwrite(tmp_path / "colour.tif", np.repeat(twelve[..., None], 3, axis=2))
+    with pytest.raises(DataError, match=r"colour\.tif: colours of 16 bits.*use 12"):
+        pictures.read(tmp_path / "colour.tif")
+
+
 def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
     half = np.zeros((1, 3, 4), np.uint8)
     half[0, :, 3] = (0, 128, 255)
@@ -351,6 +374,32 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path: Path, monkeypatch:
         pictures.read(saved(tmp_path, "large.png", Image.fromarray(photo(20, 20))))
     middling = saved(tmp_path, "middling.png", Image.fromarray(photo(15, 10)))  # of which Pillow only warns
     assert pictures.read(middling).shape == (15, 10, 3)
+
+
+def test_all_pictures_in_a_folder_are_found_or_named(photos: Path, tmp_path: Path) -> None:
+    """Links to folders are followed once, whatever circle they make; what is no file would wait for ever."""
+    for name in ("b.JFIF", "c.tga", "d.dng", "e.dng", "f.txt", "nothing", ".h.png"):
+        (photos / name).touch()
+    for name in ("elsewhere", "phone.png"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "z.heic").touch()
+    os.mkfifo(photos / "g.jpg")
+    links = {"i.jpg": "gone.jpg", "again": "kitchen", "a": "../elsewhere", "circle": ".", "around": "../..", "l": "a"}
+    for name, target in links.items():
+        (photos / name).symlink_to(target)
+    found = pictures.find(photos, lambda folder: False)
+    assert found.names == ("a.png", "a/z.heic", "b.JFIF", "c.tga", "kitchen/b.bmp")
+    assert found.passed_over == {".dng": 2, ".txt": 1, "": 1}
+    assert pictures.counted(found.passed_over) == ".dng 2, no suffix 1, .txt 1"
+    assert {name: why.split(",")[0] for name, why in found.faults.items()} == {
+        "g.jpg": "a pipe",
+        "i.jpg": "a link to nothing",
+        "around": "a link to a folder around this one",
+    }
+    with pytest.raises(DataError, match=r"g\.jpg: it is a pipe"):
+        pictures.read(photos / "g.jpg")
+    with pytest.raises(ConfigError, match=r"g\.jpg is a pipe"):
+        pictures.find(photos / "g.jpg", lambda folder: False)
 
 
 def test_names_of_outputs_are_nobody_elses() -> None:
@@ -454,6 +503,22 @@ def test_another_model_does_not_mix(run: Path, photos: Path, tmp_path: Path) -> 
         predict_images(other, photos / "kitchen", out, write=["arrays"])
 
 
+def test_a_stop_while_replacing_leaves_no_mix(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    predict_images(Predictor(run), photos, out, write=["arrays", "png"])
+    other = Predictor(run, tasks=["depth"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(other, "several", lambda images: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict_images(other, photos, out, write=["png"], overwrite=True)
+    assert (out / "a_semseg.png").is_file() and (out / "a.npz").is_file()
+    predict_images(other, photos, out, write=["png"])
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*.*") if path.suffix != ".json"}
+    assert left == {".lock", "a_depth.png", "kitchen/b_depth.png"}
+    assert "to_remove" not in json.loads((out / "predictions.json").read_text())
+
+
 def test_pictures_that_are_gone_keep_their_answers(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
     """A robot empties its inbox; and a picture of the same name but for its suffix replaces nothing."""
     predict_images(predictor, photos, tmp_path / "out", write=["arrays"])
@@ -503,7 +568,9 @@ def test_a_page_that_was_tampered_with_deletes_nothing_elsewhere(
     assert (tmp_path / "precious.png").read_text() == "precious"
 
 
-def test_bad_pictures_are_named_and_the_rest_is_done(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_bad_pictures_are_named_and_the_rest_is_done(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (photos / "bad.png").write_text("hello")
     (photos / "notes.txt").write_text("no picture")
     (photos / "._a.png").write_bytes(b"left by a file manager")
@@ -516,8 +583,14 @@ def test_bad_pictures_are_named_and_the_rest_is_done(run: Path, photos: Path, tm
     page = json.loads((tmp_path / "out/predictions.json").read_text())
     assert set(page["images"]) == {"a.png", "kitchen/b.bmp", odd} and set(page["failed"]) == {"bad.png"}
     Image.fromarray(photo(8, 9)).save(photos / "bad.png")
+    imageio.imwrite(photos / "twelve.png", np.full((8, 9), 4000, np.uint16))
+    capsys.readouterr()
     predict.main([f"run={run}", f"images={photos}", f"out={tmp_path / 'out'}"])
-    assert json.loads((tmp_path / "out/predictions.json").read_text())["failed"] == {}
+    page = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert page["failed"] == {} and page["images"]["twelve.png"]["bits"] == 12
+    said = capsys.readouterr().out
+    assert "Grey was taken to be of 12 bits, as no value is above 4095, in twelve.png." in said
+    assert "1 other file was passed over (.txt 1)." in said
 
 
 def test_a_folder_that_cannot_be_looked_into_is_named(

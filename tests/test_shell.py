@@ -120,13 +120,13 @@ def usages(value: Any) -> Iterator[Usage]:
 
 
 def all_usages() -> list[Usage]:
-    modules = [importlib.import_module(f"medusa_cl.{verb}") for verb in verbs.available() if verb != "run"]
+    modules = [importlib.import_module(f"medusa_cl.{verb}") for verb in verbs.VERBS if verb != "run"]
     return list({id(one): one for module in modules for one in usages(vars(module))}.values())
 
 
 def test_every_page_of_help_fits_and_its_examples_can_be_typed() -> None:
     found = all_usages()
-    assert {one.command.split()[0] for one in found} == set(verbs.available()) - {"run"}
+    assert {one.command.split()[0] for one in found} == set(verbs.VERBS) - {"run"}
     for one in found:
         text = one.help().split("\nexamples:")[0]
         assert max(map(len, text.splitlines())) <= shell.PAGE, one.command
@@ -164,7 +164,7 @@ def test_comments_of_keys_within_keys_and_above_them() -> None:
     known = page.comments("config")
     assert known["study.orders"] == ("0", "so many random orders of the stream in place of the listed one")
     assert known["study.members"][1].startswith("strategies, with plugins")
-    assert known["seed"] == ("0", "")
+    assert known["hydra.output_subdir"] == ("null", "")
     assert page.comments("scenario/rooms_incremental")["augment.rotation"][0] == "0.0"
 
 
@@ -179,16 +179,23 @@ def test_help_of_run_needs_neither_hydra_nor_torch() -> None:
     [
         ("--strategy=medusa", "Expected strategy=medusa, without dashes, but got '--strategy=medusa'"),
         ("--trainer.max_steps", "Expected trainer.max_steps=VALUE, without dashes"),
+        ("help", "Expected key=value, but got 'help'. See"),
+        ("trainer.max_steps", "Expected key=value, but got 'trainer.max_steps'"),
+        ("--cfg=job help", "Expected key=value, but got 'help'"),
+        ("-c job -m seed=0,1", "Expected one of -c, -m: each is another thing to do"),
+        ("--cfg job --multi", "Expected one of --cfg, --multi"),
+        ("--resolve", "add --cfg job"),
         ("--mulitrun", 'Unknown option "--mulitrun". Did you mean "--multirun"?'),
     ],
 )
-def test_dashes_before_a_key_are_answered(argument: str, answer: str) -> None:
+def test_slips_beside_keys_are_answered(argument: str, answer: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(answer)):
-        check_overrides([argument])
+        check_overrides(shlex.split(argument))
 
 
 def test_what_hydra_takes_with_dashes_passes() -> None:
-    check_overrides(["-m", "--multi", "--cfg", "job", "-cjob", "--config-dir=x", "--hydra-help", "-p", "trainer"])
+    check_overrides(["--cfg", "job", "--resolve", "-cjob", "--config-dir=x", "--hydra-help", "-p", "trainer"])
+    check_overrides(["--multi", "seed=0,1"])
 
 
 def test_a_sweep_may_be_asked_for_anywhere() -> None:
@@ -238,7 +245,7 @@ def test_verbs_are_listed_and_an_unknown_one_gets_the_nearest(
 ) -> None:
     assert ended(monkeypatch, verbs.console) == 0
     listed = re.findall(r"medusa_cl\.(\w+) ", capsys.readouterr().out)
-    assert listed == list(verbs.available())
+    assert listed == list(verbs.VERBS)
     assert [*re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)] == list(verbs.VERBS)
     assert ended(monkeypatch, verbs.console, "prepar", "path=x") == 1
     said = capsys.readouterr()
@@ -268,6 +275,43 @@ ENDS: dict[str, tuple[Any, int, str]] = {
     "SIGTERM": (killed(signal.SIGTERM), 143, "stopped: go on\n"),
     "SIGUSR1": (killed(signal.SIGUSR1), 138, "stopped: go on\n"),
 }
+
+
+@pytest.mark.parametrize(
+    ("how", "answer"),
+    [
+        (lambda folder: folder.write_text(""), "Is a directory: {}. Name a file"),
+        (lambda folder: (folder / "no" / "a").read_text(), "No such file or directory: {}/no/a. Check that"),
+        (lambda folder: os.replace(folder / "a", folder / "b"), "No such file or directory: {}/b. Check that"),
+    ],
+)
+def test_what_the_system_says_of_a_path_is_one_message(
+    how: Any, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, lambda: shell.end(lambda arguments: how(tmp_path))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {answer.format(tmp_path)}") and said.count("\n") == 1
+    with pytest.raises(OSError, match="of ours"), shell.mending():
+        raise OSError(5, "of ours")
+
+
+@pytest.mark.parametrize("module", ["hydra", "numpy", "torch"])
+def test_ctrl_c_while_run_still_loads_is_one_line(module: str, tmp_path: Path) -> None:
+    """Sent by what is being imported, so that it comes when the import is under way."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.startswith({module!r} + '.'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['run', 'out=here']\n"
+        "runpy.run_module('medusa_cl.run', run_name='__main__', alter_sys=True)"
+    )
+    done = python(code=code, cwd=tmp_path)
+    said = "Stopped. Nothing was begun yet: the same command can be given again.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, said, "")
+    assert not (tmp_path / "here").exists()
 
 
 @pytest.mark.parametrize("how", ENDS)
@@ -362,7 +406,7 @@ def test_only_what_is_listed_is_silenced_and_only_inside(monkeypatch: pytest.Mon
     assert heard_of((TEXT, DeprecationWarning, r"C:\x\avalanche\training\plugins\replay.py")) == ["outside"]
     for other in (
         (TEXT, UserWarning, f"/x/{PLACE}"),
-        (TEXT, DeprecationWarning, "/x/medusa_cl/run.py"),
+        (TEXT, DeprecationWarning, str(ROOT / "medusa_cl/run.py")),
         ("The memory is full", DeprecationWarning, f"/x/{PLACE}"),
     ):
         assert heard_of(other) == [other[0], "outside"]
@@ -371,10 +415,14 @@ def test_only_what_is_listed_is_silenced_and_only_inside(monkeypatch: pytest.Mon
 
 def test_deprecations_of_others_are_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "warnoptions", [])
-    theirs, ours = ("theirs", DeprecationWarning, "/x/torch/a.py"), ("ours", DeprecationWarning, "/x/medusa_cl/a.py")
-    assert heard_of(theirs, ours, ("results differ", UserWarning, "/x/torch/a.py")) == [
-        "ours", "results differ", "outside",
-    ]  # fmt: skip
+    theirs = [
+        ("theirs", DeprecationWarning, place)
+        for place in ("/x/torch/a.py", "/x/medusa_cl/.venv/lib/python3.11/site-packages/torch/a.py")
+    ]
+    files = [inspect.getfile(module) for module in (shell, page, importlib.import_module("medusa_cl.scenarios"))]
+    ours = [(file, DeprecationWarning, place) for file in files for place in sorted({file, str(Path(file).resolve())})]
+    results = ("results differ", UserWarning, "/x/torch/a.py")
+    assert heard_of(*theirs, *ours, results) == [*(name for name, _, _ in ours), "results differ", "outside"]
 
 
 def test_an_import_filters_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,31 @@ TUTORIAL = ROOT / "examples/tutorial.py"
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """What the tutorial has defined when it is over, and what it has printed."""
+    """What the tutorial has defined when it is over, and what it has printed; its warnings are `heard`."""
     folder = tmp_path_factory.mktemp("tutorial")
     with pytest.MonkeyPatch.context() as patch, patch.context() as here:
         here.chdir(folder)
         here.setattr(sys, "argv", [str(TUTORIAL), "--small"])
         lines: list[str] = []
         here.setattr("builtins.print", lambda *values, **_: lines.append(" ".join(map(str, values))))
-        names = runpy.run_path(str(TUTORIAL))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            names = runpy.run_path(str(TUTORIAL))
+        names["heard"] = heard
         names["folder"] = folder / names["folder"]
     return names, "\n".join(lines)
 
 
 def test_the_freeze_forgets_exactly_nothing_and_fine_tuning_is_measured(told: tuple[dict[str, Any], str]) -> None:
     names, printed = told
+    heard = names["heard"]
     medusa, finetune, protected = (names[name].matrix for name in ("medusa", "finetune", "protected"))
     assert medusa.after == ("base", "normals", "support")
     assert [medusa.forgetting(task) for task in ("semseg", "depth", "normals")] == [0.0, 0.0, 0.0]
     assert "mean forgetting: 0\n" in f"{printed}\n"
+    assert "-0.00" not in printed
+    assert names["cell"](-0.001) == "0.00"
+    assert [str(one.message) for one in heard if "Call to deprecated function update" in str(one.message)] == []
     for matrix in (finetune, protected):
         assert all(matrix.forgetting(task) != 0 for task in ("depth", "normals"))
     old = medusa.R(0, "depth")
@@ -162,6 +170,11 @@ def test_the_hash_of_arrays_is_of_all_that_they_hold() -> None:
         (pictures()[:, :1], {}, r"Expected images as 3 H W, but got image 0 as \(1, 32, 48\)"),
         (pictures() * 1.0, {}, r"image 0 is float64 in \[0, 255\]. Divide floats by 255"),
         (pictures().astype(np.int64), {}, r"image 0 is int64"),
+        (pictures().astype(np.uint16), {}, r"image 0 is uint16 in \[0, 255\]"),
+        ([*pictures(), None], {}, "Expected image 3 as an array of numbers, but got None. An image that could not be"),
+        (None, {}, "sequence of arrays, but got None"),
+        (pictures(), {"depth": None}, 'targets of "depth" as one array, or a sequence of arrays, but got None'),
+        (pictures(), {"depth": ["a", "b", "c"]}, 'Expected a target of "depth" as an array of numbers, but got str'),
         (pictures()[:0], {}, "at least one image"),
         (pictures(), {"depth": np.ones((3, 32, 48))}, r"float64 of \(32, 48\). One value a pixel still has a channel"),
         (pictures(), {"depth": np.ones((3, 1, 32, 40))}, r'"depth" .* H W = \(32, 48\)'),
@@ -173,6 +186,32 @@ def test_the_hash_of_arrays_is_of_all_that_they_hold() -> None:
 def test_arrays_that_do_not_fit_are_refused_with_advice(images: Any, targets: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ArrayData(images, targets)
+
+
+def test_arrays_as_opencv_gives_them_are_taken(recwarn: pytest.WarningsRecorder) -> None:
+    """Turned from BGR by a view, read-only, or of another machine's byte order: the same images."""
+    bgr = [np.ascontiguousarray(image.transpose(1, 2, 0)[..., ::-1]) for image in pictures()]
+    turned = [image[..., ::-1].transpose(2, 0, 1) for image in bgr]
+    fixed = pictures()
+    fixed.setflags(write=False)
+    depth = np.ones((3, 1, 32, 48), np.float32)
+    plain = ArrayData(pictures(), {"depth": depth}).content_hash
+    for images in (turned, fixed):
+        assert ArrayData(images, {"depth": depth.astype(">f4")[..., ::-1]}).content_hash == plain
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("known", "target", "message"),
+    [
+        (tasks.depth(), np.ones((3, 32, 48), np.uint16), r'"depth" as N C H W, .* array\[:, None\]'),
+        (tasks.semseg(["a", "b"]), np.ones((3, 1, 32, 48)), r'"semseg" as integers N H W, .* array\[:, 0\]'),
+    ],
+)
+def test_targets_of_another_form_than_their_tasks_are_refused(known: Any, target: Any, message: str) -> None:
+    data = ArrayData(pictures(), {known.name: [None, *target[1:]]})
+    with pytest.raises(DataError, match=message):
+        dense_scenario([known], {"train": data, "test": data}, base=[known.name], stream=[])
 
 
 def test_images_of_several_sizes_are_learnt_from_with_features_kept_or_not() -> None:

@@ -24,8 +24,8 @@ class ArrayData:
         data = ArrayData(images, {"depth": rng.uniform(1, 5, (20, 1, 96, 128))})
         len(data), data.image_size, data.fields  # (20, (96, 128), ('depth',))
 
-    Tensors are held as they are given, not copied: do not write into them afterwards. For more than fits into memory
-    write a file with `medusa_cl.data.hdf5.HDF5Writer` and read it with `HDF5Data`.
+    Arrays are held as they are given, copied only where they must be: do not write into them afterwards. For more than
+    fits into memory write a file with `medusa_cl.data.hdf5.HDF5Writer` and read it with `HDF5Data`.
 
     Args:
         images: N 3 H W (one array, or a sequence of 3 H W that may differ in size), RGB: uint8, or float in [0, 1].
@@ -45,6 +45,8 @@ class ArrayData:
     def __init__(
         self, images: Array | Sequence[Array], targets: Mapping[str, Array | Sequence[Array | None]] | None = None
     ) -> None:
+        if not hasattr(images, "__len__"):
+            raise DataError(f"Expected images as one array, or a sequence of arrays, but got {_named(images)}.")
         self._images = [_image(image, index) for index, image in enumerate(images)]
         if not self._images:
             raise DataError("Expected at least one image, but got none.")
@@ -79,6 +81,11 @@ class ArrayData:
         return self._targets[name]
 
     def _column(self, name: str, column: Array | Sequence[Array | None]) -> list[Tensor | None]:
+        if not hasattr(column, "__len__"):
+            raise DataError(
+                f'Expected targets of "{name}" as one array, or a sequence of arrays, but got {_named(column)}. '
+                "Leave the name out where no image has such a label."
+            )
         if len(column) != len(self):
             raise DataError(
                 f'Expected {len(self)} targets of "{name}", one an image, but got {len(column)}. '
@@ -98,8 +105,32 @@ class ArrayData:
         return made.hexdigest()
 
 
+def _tensor(array: Any, what: str) -> Tensor:
+    """Return a tensor of the same memory where torch can hold that: not turned round, writable, of this machine."""
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    try:
+        found = np.asarray(array)
+    except ValueError as error:
+        raise DataError(f"Expected {what} as an array of numbers, but got {_named(array)}: {error}.") from None
+    if found.dtype.kind not in "buif":
+        advice = " An image that could not be read is None in OpenCV: check its path." if array is None else ""
+        raise DataError(f"Expected {what} as an array of numbers, but got {_named(array)}.{advice}")
+    found = found.astype(found.dtype.newbyteorder("="), copy=False)
+    if any(stride < 0 for stride in found.strides) or not found.flags.writeable:
+        found = found.copy()
+    return torch.from_numpy(found)
+
+
+def _named(thing: Any) -> str:
+    if thing is None:
+        return "None"
+    dtype = getattr(thing, "dtype", None)
+    return type(thing).__name__ + ("" if dtype is None else f" of {dtype}")
+
+
 def _image(image: Array, index: int) -> Tensor:
-    tensor = torch.as_tensor(image)
+    tensor = _tensor(image, f"image {index}")
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         last = tensor.ndim == 3 and tensor.shape[-1] == 3
         advice = "Move the channels to the front: array.transpose(0, 3, 1, 2)." if last else "Images are RGB."
@@ -110,13 +141,13 @@ def _image(image: Array, index: int) -> Tensor:
         found = f"{tensor.dtype}".removeprefix("torch.")
         raise DataError(
             f"Expected uint8 images, or floats in [0, 1], but image {index} is {found} in "
-            f"[{tensor.min():g}, {tensor.max():g}]. Divide floats by 255, or convert to uint8."
+            f"[{tensor.numpy().min():g}, {tensor.numpy().max():g}]. Divide floats by 255, or convert to uint8."
         )
     return tensor.float()
 
 
 def _target(name: str, target: Array, image: Tensor) -> Tensor:
-    tensor, size = torch.as_tensor(target), tuple(image.shape[1:])
+    tensor, size = _tensor(target, f'a target of "{name}"'), tuple(image.shape[1:])
     classes = tensor.ndim == 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool
     if tuple(tensor.shape[-2:]) != size or not (classes or tensor.ndim == 3):
         raise DataError(

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, NoReturn
 from urllib.error import HTTPError, URLError
@@ -58,6 +58,7 @@ class Source:
         name: The file name to save it under.
         size: Its bytes; None = unknown, so unchecked.
         md5: Its MD5 in hexadecimal; None = unknown, so unchecked.
+        check: Called with each address that a server redirects to; raises for one that may not be asked.
 
     Raises:
         DataError: The address is of another kind, the name is not a plain file name, or the MD5 is none.
@@ -67,6 +68,7 @@ class Source:
     name: str
     size: int | None = None
     md5: str | None = None
+    check: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.name or self.name in (".", "..") or set(self.name) & set("/\\"):
@@ -376,11 +378,26 @@ def _request(source: Source, part: Path, held: int) -> urllib.request.Request:
     return request
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to other addresses, each of which must pass the check that the first one did."""
+
+    def __init__(self, check: Callable[[str], None] | None) -> None:
+        self._check = check
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        if self._check is not None:
+            self._check(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _answer(source: Source, part: Path, held: int, timeout: float) -> HTTPResponse | None:
     """Ask for what is missing; None = nothing is."""
     try:
         # A new opener each time: the common one remembers the proxies of its first use.
-        response: HTTPResponse = urllib.request.build_opener().open(_request(source, part, held), timeout=timeout)
+        opener = urllib.request.build_opener(_Redirects(source.check))
+        response: HTTPResponse = opener.open(_request(source, part, held), timeout=timeout)
         return response
     except HTTPError as error:
         with error:

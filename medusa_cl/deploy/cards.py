@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 PREDICTS = {
-    "semseg": "The class of every pixel: H W, integers from 0.",
-    "human_parts": "The part of a person that every pixel shows: H W, integers from 0.",
-    "saliency": "How salient every pixel is: 1 H W, from 0 to 1.",
-    "edges": "How likely an edge runs through every pixel: 1 H W, from 0 to 1.",
-    "depth": "Depth along the optical axis, in metres: 1 H W.",
-    "normals": "Unit surface normals in the camera's frame, x right, y down, z forward: 3 H W.",
-    "reshading": "Brightness under a light at the camera, where 0 is dark and 1 is bright: 1 H W.",
-    "keypoints2d": "How much of a 2D keypoint every pixel is, where targets lie from 0 to 1: 1 H W.",
-    "curvature": "The two principal curvatures, in 1/m: 2 H W.",
+    "semseg": "The class of every pixel, counted from 0",
+    "human_parts": "The part of a person that every pixel shows, counted from 0",
+    "saliency": "How salient every pixel is, from 0 to 1",
+    "edges": "How likely an edge runs through every pixel, from 0 to 1",
+    "depth": "Depth along the optical axis, in metres",
+    "normals": "Unit surface normals in the camera's frame, x right, y down, z forward",
+    "reshading": "Brightness under a light at the camera, where 0 is dark and 1 is bright",
+    "keypoints2d": "How much of a 2D keypoint every pixel is, where targets lie from 0 to 1",
+    "curvature": "The two principal curvatures, in 1/m",
 }
 _PIPELINES = {"semseg": "image-segmentation", "human_parts": "image-segmentation", "depth": "depth-estimation"}
 # What model hubs call licences that they know; any other is "other" there, with its name.
@@ -47,7 +47,7 @@ def card(said: Mapping[str, Any], *, picture: bool, whole: bool) -> str:
         "## How it was learnt\n\n" + _history(said),
         "## How to use it\n\n" + _usage(said, whole),
         "## Intended use and limits\n\n" + _limits(said),
-        f"## Licence\n\n{said['licence']}" + (f", by {said['author']}." if said["author"] else "."),
+        "## Licence\n\n" + _licence(said, whole),
         f"## Citation\n\n```bibtex\n{_CITATION}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -55,15 +55,35 @@ def card(said: Mapping[str, Any], *, picture: bool, whole: bool) -> str:
 
 def predicts(task: Mapping[str, Any]) -> str:
     """Return a sentence or two about what a task, as `DenseTask.describe` describes it, predicts."""
+    from medusa_cl.deploy.predictor import shape_of
+    from medusa_cl.tasks import BUILT_IN, from_description
+
     kind, options = task["kind"], task["options"]
-    if kind == "regression":
-        unit = f" in {options['unit']}" if options["unit"] else ""
-        return f"{task['name']}{unit}: {task['channels']} H W."
-    if kind not in PREDICTS:
+    if kind not in BUILT_IN:
         return f"{task['name']}, a task of its author's own (kind {kind}, {task['channels']} channels)."
     classes = options.get("classes") or ()
     named = " The classes are " + ", ".join(f"{i} {name}" for i, name in enumerate(classes)) + "." if classes else ""
-    return PREDICTS[kind] + named
+    unit = f", in {options['unit']}" if options.get("unit") else ""
+    return f"{PREDICTS.get(kind, task['name'] + unit)}: {shape_of(from_description(task))}.{named}"
+
+
+def _licence(said: Mapping[str, Any], whole: bool) -> str:
+    def by(one: Mapping[str, Any]) -> str:
+        return f"{one['licence']}, by {one['author']}" if one["author"] else str(one["licence"])
+
+    lines = [f"{by(said)}."]
+    lines += [f"The head came from a pack under {by(one)}." for one in said.get("came", ())]
+    if whole:
+        lines.append(f"That is the licence of the head alone. {backbone_licence(said)}")
+    return "\n\n".join(lines)
+
+
+def backbone_licence(said: Mapping[str, Any]) -> str:
+    """Return what is known of the licence of a backbone that comes along."""
+    name, known = said["backbone"]["name"], said["backbone_licence"]
+    if known is None:
+        return f"The licence of the weights of the backbone, {name}, is unknown: ask who published them."
+    return f"Weights that timm publishes as {name} are under {known}; those of the backbone here may come from them."
 
 
 def _front(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +146,7 @@ def _history(said: Mapping[str, Any]) -> str:
     kind = f"{said['head']['class']}, {said['parameters']:,} parameters"
     lines.append(("head", kind))
     if learnt is not None:
-        base = said["task"]["name"] in learnt["base"]
+        base = _learnt_as(said) in learnt["base"]
         steps = learnt["trainer"]["base_steps" if base else "max_steps"]
         epochs = f"{learnt['trainer']['epochs']} epochs" if steps is None else f"at most {steps} steps"
         together = "with the backbone, together with all base tasks" if base else "after " + ", ".join(_before(said))
@@ -143,7 +163,12 @@ def _history(said: Mapping[str, Any]) -> str:
 
 def _before(said: Mapping[str, Any]) -> list[str]:
     order = [*said["learnt"]["base"], *said["learnt"]["stream"]]
-    return order[: order.index(said["task"]["name"])]
+    return order[: order.index(_learnt_as(said))]
+
+
+def _learnt_as(said: Mapping[str, Any]) -> str:
+    """Return the name that a task had where it was learnt."""
+    return str(said["learnt"].get("task") or said["task"]["name"])
 
 
 def _usage(said: Mapping[str, Any], whole: bool) -> str:

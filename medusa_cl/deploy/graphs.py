@@ -195,12 +195,18 @@ def described(graph: Graph, about: Mapping[str, str] | None = None) -> dict[str,
     Args:
         graph: The graph.
         about: Further entries, such as a licence.
+
+    Raises:
+        ConfigError: One of them would take the place of what is said here.
     """
     form, model = graph.form, graph.model
     tasks = [described_task(graph, name) | _own_backbone(model.heads, name) for name in form.tasks]
     said = {"tasks": tasks, "input": described_input(graph), "backbone": _backbone(model)}
     plain = {"format": FORMAT, "version": f"medusa_cl {__version__}", "torch": str(torch.__version__)}
-    return plain | {key: json.dumps(value) for key, value in said.items()} | dict(about or {})
+    own = plain | {key: json.dumps(value) for key, value in said.items()}
+    if taken := sorted({*own, "opset"} & set(about or {})):
+        raise ConfigError(f"about= cannot say {', '.join(taken)}: the file does. Choose another key.")
+    return own | dict(about or {})
 
 
 def described_input(graph: Graph) -> dict[str, Any]:
@@ -250,6 +256,12 @@ def _own_backbone(heads: nn.ModuleDict, name: str) -> dict[str, str]:
 
 def _backbone(model: MultiTaskModel) -> dict[str, Any]:
     shared = any(getattr(head, "uses_backbone", True) for head in model.heads.values())
-    config = getattr(model.backbone.net, "pretrained_cfg", None) or {}
     said = {"name": model.backbone.name, "hash": model.backbone.weights_hash() if shared else None}
-    return said | {"published_licence": config.get("license")}
+    return said | {"published_licence": published_licence(model.backbone)}
+
+
+def published_licence(backbone: Backbone) -> str | None:
+    """Return the licence under which timm publishes weights of a backbone's name; None where it does not say."""
+    net: Any = backbone.net
+    configs = (getattr(part, "pretrained_cfg", None) or {} for part in (net, getattr(net, "model", None)))
+    return next((str(config["license"]) for config in configs if config.get("license")), None)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from medusa_cl import __version__, kept, trained
-from medusa_cl.deploy.cards import card
-from medusa_cl.errors import ConfigError, DataError, TaskError, WeightsError
+from medusa_cl.deploy.cards import backbone_licence, card
+from medusa_cl.errors import ConfigError, DataError, TaskError, WeightsError, nearest
 from medusa_cl.trained import Trained
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ FILES = (HEAD, BACKBONE, CARD, PICTURE)
 LIMIT = 1 << 20
 """Bytes of pack.json; more is not read."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LICENCES = (
+    "0BSD", "AGPL-3.0-only", "AGPL-3.0-or-later", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0",
+    *(f"CC-BY{kind}-{version}" for kind in ("", "-SA", "-NC", "-ND", "-NC-SA", "-NC-ND") for version in ("3.0", "4.0")),
+    "CC0-1.0", "CDLA-Permissive-1.0", "CDLA-Permissive-2.0", "CDLA-Sharing-1.0", "ECL-2.0", "EPL-2.0", "EUPL-1.2",
+    "GPL-2.0-only", "GPL-2.0-or-later", "GPL-3.0-only", "GPL-3.0-or-later", "ISC", "LGPL-2.1-only", "LGPL-2.1-or-later",
+    "LGPL-3.0-only", "LGPL-3.0-or-later", "MIT", "MIT-0", "MPL-2.0", "ODbL-1.0", "ODC-By-1.0", "OGL-UK-3.0", "PDDL-1.0",
+    "Unlicense", "Zlib",
+)  # fmt: skip
+"""SPDX identifiers that weights and data often have; another one is taken with a warning."""
+LARGE = 20_000_000
+"""Bytes from which on a transfer shows how far it is."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,21 @@ def _check(content: Any) -> None:
         raise ValueError(f"it lists no {HEAD}")
     for name, entry in files.items():
         _check_entry(name, entry)
+    _check_published(content, *(content.get(key) for key in ("metrics", "learnt", "came")))
+
+
+def _check_published(content: Mapping[str, Any], metrics: Any, learnt: Any, came: Any) -> None:
+    if not _is_published(content):
+        raise ValueError("it does not say licence and author, in printable characters")
+    if not (metrics is learnt is None) and not (isinstance(metrics, dict) and isinstance(learnt, dict)):
+        raise ValueError("it does not say metrics and learnt, or null for both")
+    if came is not None and not (isinstance(came, list) and all(_is_published(one) for one in came)):
+        raise ValueError("it does not say the licences that the head came under")
+
+
+def _is_published(content: Any) -> bool:
+    said = [content.get(key) for key in ("licence", "author")] if isinstance(content, dict) else [None]
+    return all(isinstance(text, str) and text.isprintable() for text in said)
 
 
 def _check_entry(name: str, entry: Any) -> None:
@@ -184,8 +212,8 @@ def _check_address(url: str) -> None:
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return
     raise ConfigError(
-        f"Expected a pack's https:// or file:// address, but got {parts.scheme}://, over which anyone on the way could "
-        "change it. Download its files yourself and give the folder."
+        f"Expected a pack's https:// or file:// address, but got {parts.scheme}://{parts.hostname}, over which anyone "
+        "on the way could change it. Download its files yourself and give the folder."
     )
 
 
@@ -242,10 +270,24 @@ def _download(url: str, name: str, folder: Path, size: int | None, progress: Any
     from medusa_cl.data import download
 
     try:
-        download.fetch(download.Source(_address_of(url, name), name, size), folder, progress)
+        with _shown(name, size) as show:
+            source = download.Source(_address_of(url, name), name, size, check=_check_address)
+            download.fetch(source, folder, progress or show)
     except DataError as error:
         error.add_note(f"A pack's address is that of the folder in which its {CONTENT} lies, of the files themselves.")
         raise
+
+
+@contextmanager
+def _shown(name: str, size: int | None) -> Iterator[Any]:
+    """Yield what shows how far a transfer is; None for a small file."""
+    if size is None or size < LARGE:
+        yield None
+        return
+    from medusa_cl.tracking.console import progress
+
+    with progress(f"{name}, MB", size // 10**6) as bar:
+        yield lambda done, total: bar.advance(done // 10**6 - bar.done)
 
 
 def _address_of(url: str, name: str) -> str:
@@ -293,9 +335,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     """
     from medusa_cl.data.download import disk_errors
 
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already. Choose another out=, or move it away.")
+    refuse_existing(out)
+    folder = Path(out).resolve()
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     with disk_errors(folder):
         try:
@@ -305,6 +346,17 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+
+def refuse_existing(out: str | Path) -> None:
+    """Refuse to write a folder where something is.
+
+    Raises:
+        ConfigError: There is something by that name.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already. Choose another out=, or move it away.")
 
 
 def pack(
@@ -321,11 +373,11 @@ def pack(
     """Write a head as a pack.
 
     Args:
-        run: A run directory, or a directory with a model; numbers come from the run's summary.json.
+        run: A run directory, or a directory with a model; numbers come from the run's summary.json, or with the head.
         task: Whose head.
         out: The folder to make.
         licence: SPDX identifier of the licence of the weights, such as CC-BY-4.0 or Apache-2.0.
-        author: Who publishes it.
+        author: Who publishes it; by default who published the pack that the head came from.
         backbone: Whether the backbone comes along, for those who have no model with it.
         picture: Whether a picture comes along, if the run has one; it shows test images.
         tasks: Tasks by name, where they are not built-in ones.
@@ -339,10 +391,15 @@ def pack(
         DataError: The run's summary is damaged.
     """
     _check_licence(licence)
+    refuse_existing(out)
     found = trained.find(str(run))
     model = with_heads(str(run), tasks)
     trained.chosen(list(model.tasks), [task])
-    said = {"licence": licence, "author": author} | _described(model, task) | _learnt(found, task)
+    said = _published(model.origins.get(task, {}), task, licence, author) | _described(model, task)
+    if backbone:
+        said["backbone_licence"] = _licence_of(model.backbone)
+        _log.warning("The backbone comes along, and %s is the licence of the head alone. %s", licence,
+                     backbone_licence(said))  # fmt: skip
     with new_folder(out) as folder:
         model.save_head(task, folder / HEAD)
         if backbone:
@@ -350,9 +407,61 @@ def pack(
         if picture and (shown := _picture(found, task)) is not None:
             shutil.copyfile(shown, folder / PICTURE)
         there = [name for name in FILES if (folder / name).is_file()]
-        (folder / CARD).write_text(card(said, picture=PICTURE in there, whole=BACKBONE in there), encoding="utf-8")
+        (folder / CARD).write_text(_card(said, there), encoding="utf-8")
         _write_content(folder, said)
     return Path(out)
+
+
+def _published(origin: Mapping[str, Any], task: str, licence: str, author: str) -> dict[str, Any]:
+    """Return what a pack says of a head's publishing and learning, with the licences that it came under."""
+    came, before = list(origin.get("came", ())), {key: origin.get(key) for key in ("licence", "author")}
+    said = {"licence": licence, "author": author or before["author"] or ""}
+    if before["licence"] not in (None, licence):
+        _log.warning(
+            'The head of "%s" came from a pack under %s%s, and you publish it under %s: see that you may.',
+            task, before["licence"], f" by {before['author']}" if before["author"] else "", licence,
+        )  # fmt: skip
+    if before["licence"] is not None and before != said:
+        came.append(before)
+    return said | ({"came": came} if came else {}) | {key: origin.get(key) for key in ("metrics", "learnt")}
+
+
+def _card(said: Mapping[str, Any], there: Sequence[str]) -> str:
+    try:
+        return card(said, picture=PICTURE in there, whole=BACKBONE in there)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise WeightsError(
+            f'What came with the head of "{said["task"]["name"]}" does not say how it was learnt: {error!r}. Get it '
+            "again."
+        ) from error
+
+
+def _licence_of(backbone: Backbone) -> str | None:
+    from medusa_cl.deploy.graphs import published_licence
+
+    return published_licence(backbone)
+
+
+def origin_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what goes with a head out of a pack, from what pack.json says."""
+    kept_facts = {key: content[key] for key in ("licence", "author", "metrics", "learnt", "came") if key in content}
+    if content["learnt"] is not None:
+        kept_facts["learnt"] = {"task": content["task"]["name"]} | content["learnt"]
+    return kept_facts
+
+
+def origins(found: Trained, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return what is known of a model's heads, by task: what came with them, or what their run says.
+
+    Raises:
+        WeightsError: What came with them is damaged.
+        DataError: The run's summary is damaged.
+    """
+    from medusa_cl.checkpoint import read_origins
+
+    came = read_origins(found.model)
+    known = {name: came.get(name) or _learnt(found, name) for name in names}
+    return {name: said for name, said in known.items() if said.get("learnt") or said.get("licence")}
 
 
 def with_heads(run: str, tasks: Mapping[str, DenseTask] | None) -> MultiTaskModel:
@@ -365,15 +474,20 @@ def with_heads(run: str, tasks: Mapping[str, DenseTask] | None) -> MultiTaskMode
     Raises:
         ConfigError: There is no such model.
         TaskError: It has a decoder instead of heads.
+        DataError: The summary of its run is damaged.
     """
+    from medusa_cl.deploy.predictor import training_size
     from medusa_cl.models.coupled import CoupledModel
 
-    model = trained.find(run).load(tasks)
+    found = trained.find(run)
+    model = found.load(tasks)
     if isinstance(model, CoupledModel):
         raise TaskError(
             f"{run} has no heads: a decoder couples all of its tasks, so none can be taken out and none be added "
             "without learning all of them anew (strategy=joint)."
         )
+    model.image_size = model.image_size or training_size(found)
+    model.origins.update(origins(found, list(model.tasks)))
     return model
 
 
@@ -383,6 +497,11 @@ def _check_licence(licence: str) -> None:
             f"Expected licence= an SPDX identifier, such as CC-BY-4.0, Apache-2.0 or LicenseRef-Internal, but got "
             f"{licence!r}."
         )
+    if licence not in LICENCES and not licence.startswith("LicenseRef-"):
+        _log.warning(
+            "licence=%s is no SPDX identifier that is common for weights.%s Others begin with LicenseRef-.",
+            licence, nearest(licence, LICENCES),
+        )  # fmt: skip
 
 
 def _described(model: MultiTaskModel, task: str) -> dict[str, Any]:
@@ -413,7 +532,8 @@ def _learnt(found: Trained, task: str) -> dict[str, Any]:
     facts = {key: summary.get(key) for key in ("scenario", "strategy", "head", "seed", "base", "stream", "frozen")}
     source = {key: summary["provenance"].get(key) for key in ("data_hash", "packages", "git")}
     labels = (summary.get("labels") or {}).get(task)
-    return {"metrics": metrics, "learnt": facts | {"labels": labels} | source | _configured(found.run)}
+    facts |= {"task": task, "labels": labels} | source | _configured(found.run)
+    return {"metrics": metrics, "learnt": facts}
 
 
 def _configured(run: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Record:
         facts: What else is said of it.
         images: By picture, the files made of it and what is known of it.
         failed: Why there is none of a picture.
-        before: Files that stood in the folder.
+        before: Files that stood in the folder; those not made again are removed in the end, after a stop too.
         anew: Whether to make again what is there.
     """
 
@@ -51,7 +51,8 @@ class Record:
             _refuse_full(folder)
             return record
         old = {name: one for name, one in known["images"].items() if isinstance(one, dict)}
-        record.before = frozenset(str(name) for one in old.values() for name in one.get("files", ()))
+        listed = [one.get("files") for one in old.values()] + [known.get("to_remove")]
+        record.before = frozenset(str(name) for names in listed if isinstance(names, list) for name in names)
         if known.get("asked") == record.asked:
             record.images = old
         elif not overwrite:
@@ -72,16 +73,21 @@ class Record:
         """Write the page."""
         content = {"format": FORMAT, **self.facts, "asked": self.asked, "images": dict(sorted(self.images.items()))}
         content["failed"] = dict(sorted(self.failed.items()))
+        if left := self._replaced():  # or a call that is stopped would leave them to nobody
+            content["to_remove"] = sorted(left)
         with kept.whole(self.folder / PAGE) as part:
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def forget_replaced(self) -> None:
         """Remove files of other requests that were replaced: a mix would mislead."""
-        now = {name for one in self.images.values() for name in one["files"]}
-        for name in self.before - now:
+        for name in self._replaced():
             path = self.folder / name
             if path.suffix in (".png", ".npz") and path.resolve().is_relative_to(self.folder.resolve()):
                 path.unlink(missing_ok=True)
+        self.before = frozenset()
+
+    def _replaced(self) -> frozenset[str]:
+        return self.before - {name for one in self.images.values() for name in one["files"]}
 
 
 def is_output(folder: Path) -> bool:

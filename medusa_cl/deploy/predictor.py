@@ -7,6 +7,8 @@ answers = predictor(image)        # image: H W 3 uint8 RGB; answers["depth"]: H 
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 MAX_SIZE = 2048
 _AT_ONCE = 2**25  # numbers that one strip of logits may have
 Size = tuple[int, int]
+_log = logging.getLogger(__name__)
 Answers = dict[str, NDArray[Any]]
 
 
@@ -43,8 +46,8 @@ class Predictor:
         run: What `trained.find` finds: a run directory, a model's directory, "last", an MLflow run id.
         tasks: Names of the tasks to predict, whose heads alone run; None for all. Answers come in this order.
         size: At which scale the net sees a picture, whose answers come at the picture's own size: "train" brings its
-            longer side to that of the training images (the picture's own where the run does not say what they were),
-            a number to so many pixels, "own" leaves it.
+            longer side to that of the training images (where nothing says what that was, a warning does, and the
+            picture stays as it is), a number to so many pixels, "own" leaves it.
         max_size: The longest side that the net sees; larger pictures are made smaller for it.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
         own_tasks: Tasks of your own by name, where the model has such.
@@ -164,13 +167,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def training_size(found: Trained) -> Size | None:
-    """Return H, W of the images that a model was trained on; None where its run does not say so."""
+    """Return H, W of the images that a model was trained on; None where neither it nor its run says so."""
     try:
-        said: Any = _configured_size(found) or (found.summary() or {}).get("image_size")
+        said: Any = _own_size(found) or _configured_size(found) or (found.summary() or {}).get("image_size")
         height, width = (int(side) for side in said)
     except (MedusaError, OSError, TypeError, ValueError, AttributeError):
         return None  # no run, or one of which only the model is whole
     return (height, width) if min(height, width) > 0 else None
+
+
+def _own_size(found: Trained) -> Any:
+    description = json.loads((found.model / trained.DESCRIPTION).read_text(encoding="utf-8"))
+    return description.get("image_size")
 
 
 def _configured_size(found: Trained) -> Any:
@@ -219,6 +227,11 @@ def _class_type(classes: int) -> str:
 def _longest(size: str | int, max_size: int, training: Size | None) -> int | None:
     if max_size < 1:
         raise ConfigError(f"Expected max_size to be at least 1, but got {max_size}.")
+    if size == "train" and training is None:
+        _log.warning(
+            "Nothing says how large the training images were, so pictures are seen at their own size. Give size= the "
+            "pixels of the longer side, or own."
+        )
     if size == "own" or (size == "train" and training is None):
         return None
     if size == "train" and training is not None:

@@ -278,7 +278,8 @@ def _plain(name: str, seed: int, pretrained: bool, first: Any) -> Any:
 
 def _whole_patches(x: Tensor, patch: int) -> Tensor:
     """Enlarge B C H W bilinearly to a multiple of the patch, so that patches cover exactly what pixels did."""
-    height, width = (-(-n // patch) * patch for n in x.shape[-2:])
+    # Exported graphs round // towards zero, so never of negative numbers.
+    height, width = ((n + patch - 1) // patch * patch for n in x.shape[-2:])
     return x if x.shape[-2:] == (height, width) else _resized(x, (height, width))
 
 

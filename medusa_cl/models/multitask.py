@@ -47,6 +47,7 @@ class HeadFile:
         precision: The precision it answered in; None where the file, of an earlier version, does not say.
         format: The file's format.
         parameters: How many numbers it has learnt.
+        image_size: H, W of the images that it was learnt on; None where the file does not say.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class HeadFile:
     precision: str | None
     format: str
     parameters: int
+    image_size: tuple[int, int] | None = None
 
 
 def describe_head(path: str | Path) -> HeadFile:
@@ -69,9 +71,23 @@ def describe_head(path: str | Path) -> HeadFile:
     with _described_by(path):
         task, head, backbone = ({**found[key]} for key in ("task", "head", "backbone"))
         told = (backbone["name"], backbone["hash"], found["precision"], found["format"])
-        if not all(isinstance(text, str) for text in (task["name"], task["kind"], head["class"], *told[:2])):
-            raise TypeError("a name is no text")
-    return HeadFile(Path(path), task, head, *told, count_learnt(tensors))
+        for text in (task["name"], task["kind"], head["class"], *told[:2]):
+            if not isinstance(text, str) or not text.isprintable():
+                raise TypeError(f"{text!r} is no name")
+    return HeadFile(Path(path), task, head, *told, count_learnt(tensors), found["image_size"])
+
+
+def sides(value: Any) -> tuple[int, int] | None:
+    """Return H, W as a file says them; None for None.
+
+    Raises:
+        ValueError: These are no sides of an image.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
+        raise ValueError(f"{value!r} is no height and width")
+    return value[0], value[1]
 
 
 def count_learnt(state: Mapping[str, Tensor]) -> int:
@@ -91,6 +107,8 @@ class MultiTaskModel(nn.Module):
         heads: The heads by task name.
         tasks: The tasks by name, in the order they were added.
         frozen_heads: Names of the tasks whose heads are frozen.
+        image_size: H, W of the images that it was trained on; None where that is not known.
+        origins: What is known of heads that were learnt elsewhere, by task: `licence`, `author`, `metrics`, `learnt`.
 
     Raises:
         ConfigError: `precision` is neither.
@@ -106,6 +124,8 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.tasks: dict[str, DenseTask] = {}
         self.frozen_heads: set[str] = set()
+        self.image_size: tuple[int, int] | None = None
+        self.origins: dict[str, Mapping[str, Any]] = {}
         self.memory_format = self._net_format = torch.contiguous_format
         self._compiled: dict[str, Any] | None = None
 
@@ -181,6 +201,7 @@ class MultiTaskModel(nn.Module):
         self._known(name)
         del self.heads[name], self.tasks[name]
         self.frozen_heads.discard(name)
+        self.origins.pop(name, None)
 
     def freeze_head(self, name: str) -> None:
         """Hold a head's parameters and statistics: no gradients, eval mode under any later `train()`.
@@ -329,6 +350,7 @@ class MultiTaskModel(nn.Module):
             "head": json.dumps({"class": type(head).__name__, "config": getattr(head, "config", {})}),
             "backbone": json.dumps({"name": self.backbone.name, "hash": self.backbone.weights_hash()}),
             "precision": self.precision,
+            **({"image_size": json.dumps(self.image_size)} if self.image_size else {}),
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -363,12 +385,13 @@ class MultiTaskModel(nn.Module):
             raise TaskError(f"Expected a task of {described['channels']} channels for {path}, but got {task.channels}.")
         self._refuse_twice(task.name)
         with _described_by(path):
-            made = _rebuild(metadata["head"], self.backbone.channels, task.channels, head)
+            made = _rebuild(metadata["head"], (self.backbone.channels, task.channels), head, tensors, path)
         try:
             made.load_state_dict(tensors)
         except RuntimeError as error:
             raise WeightsError(f"The weights in {path} do not fit the head they are said to be of: {error}") from error
         self._attach(task, made)
+        self.image_size = self.image_size or metadata["image_size"]
         return task
 
     def _attach(self, task: DenseTask, head: nn.Module) -> None:
@@ -491,6 +514,7 @@ def _read_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{path} is damaged: its content is not that of its SHA-256. Save the head again.")
     with _described_by(path):
         found = {key: json.loads(metadata[key]) for key in ("task", "head", "backbone")}
+        found["image_size"] = sides(json.loads(metadata.get("image_size", "null")))
         return tensors, found | {"precision": metadata.get("precision"), "format": metadata["format"]}
 
 
@@ -512,11 +536,31 @@ def _hash_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _rebuild(saved: Mapping[str, Any], channels: Sequence[int], outputs: int, head: HeadFactory | None) -> nn.Module:
+def _rebuild(
+    saved: Mapping[str, Any],
+    form: tuple[Sequence[int], int],
+    head: HeadFactory | None,
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+) -> nn.Module:
     if head is None and saved["class"] not in known_heads.BUILT_IN:
         raise WeightsError(
             unknown("kind of head", saved["class"], known_heads.BUILT_IN) + " Pass head= to load your own."
         )
     factory = head or functools.partial(known_heads.BUILT_IN[saved["class"]], **saved["config"])
     with seeded("replaced"):  # the values are replaced; this only keeps the global random state as it was
-        return factory(channels, outputs)
+        if head is None:
+            with torch.device("meta"):  # takes no memory, whatever widths a stranger's file says
+                _refuse_other_shapes(factory(*form), tensors, path)
+        return factory(*form)
+
+
+def _refuse_other_shapes(head: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    wanted = {key: tuple(value.shape) for key, value in head.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if wanted != found:
+        key = next(key for key in (*wanted, *found) if wanted.get(key) != found.get(key))
+        raise WeightsError(
+            f"The weights in {path} do not fit the head they are said to be of: {key} is {found.get(key)}, but "
+            f"{wanted.get(key)} is expected. Save the head again."
+        )

@@ -119,7 +119,8 @@ def _percent(
     )  # fmt: skip
 
 
-def _has(reference: str, groups: Sequence[Group], peers: Peers) -> bool:
+def has_peer(reference: str, groups: Sequence[Group], peers: Peers) -> bool:
+    """Return whether any run is measured against a run of the table that is this reference."""
     return any(reference in peers(run) for group in groups for run in group.runs)
 
 
@@ -147,8 +148,8 @@ def _final_columns(groups: Sequence[Group], peers: Peers) -> list[Column]:
 
 def _mtl(groups: Sequence[Group], peers: Peers, new: Sequence[str]) -> Column:
     """Delta_MTL against the single-task runs of the table, or else against each run's own references."""
-    missing = f"there is no {SINGLE_TASK} run of its seed, or one has no value"
-    of = _measured("mtl_delta", new, missing) if _has(SINGLE_TASK, groups, peers) else _stored("relative.mtl_delta")
+    missing = f"there is not one {SINGLE_TASK} run of its seed alone, or one has no value"
+    of = _measured("mtl_delta", new, missing) if has_peer(SINGLE_TASK, groups, peers) else _stored("relative.mtl_delta")
     return _percent("mtl_delta", "Δ MTL", of)
 
 
@@ -205,8 +206,8 @@ def _totals(groups: Sequence[Group], peers: Peers, new: Sequence[str]) -> list[C
         ("transfer_plain", FROZEN_PLAIN, "gain", "over plain"),
         ("transfer_single", SINGLE_TASK, "delta", "over single"),
     ):
-        missing = f"there is no {reference} run of its seed, or one has no value"
-        inside = _has(reference, groups, peers)
+        missing = f"there is not one {reference} run of its seed alone, or one has no value"
+        inside = has_peer(reference, groups, peers)
         made.append(_percent(measure, heading, _measured(measure, new, missing) if inside else _own_gain(entry)))
     return made
 

@@ -15,9 +15,10 @@ from medusa_cl.tracking.mlflow import settings
 Summary = Mapping[str, Any]
 
 # Of a configuration: what says who is compared, or how fast; not what is learnt.
-ASIDE = (*FREE, "seed", "references", "compare", "study", "mode", "trainer.threads", "trainer.distributed")
+ASIDE = (*FREE, "seed", "references", "compare", "study", "mode", "remove", "trainer.threads", "trainer.distributed")
 _ORDER = "scenario.seed"  # by which a random order is drawn; by default the run's own
 UNSET = "null"  # as is a key that the version of the run did not have yet
+HASHES = ("begun", "data_hash", "weights_hash")
 FACTS = ("strategy", "head", "backbone")
 """What a summary says of its configuration, in the order in which it names rows."""
 
@@ -52,7 +53,8 @@ class Run:
         told = {key: value for key, value in self.settings.items() if key != _ORDER}
         facts = [*(self.summary.get(key) for key in FACTS), _provenance(self.summary, "weights_hash")]
         stream = () if self.arrangement else (self.summary["base"], self.summary["stream"])
-        return json.dumps([facts, told, stream, _provenance(self.summary, "data_hash")], sort_keys=True)
+        hashes = [_provenance(self.summary, key) for key in ("data_hash", "begun")]
+        return json.dumps([facts, told, stream, *hashes], sort_keys=True)
 
     @property
     def measured(self) -> str:
@@ -84,11 +86,24 @@ Peers = Callable[[Run], Mapping[str, Summary]]
 
 
 def run_of(summary: Summary, config: Mapping[str, Any], name: str = "") -> Run:
-    """Return a run by its summary.json, its config.yaml and what its study calls it."""
-    flat = settings(config).items()
-    told = {key: text for key, text in flat if text != UNSET}
-    own = {key: text for key, text in told.items() if not any(key == a or key.startswith(f"{a}.") for a in ASIDE)}
-    return Run(summary, own, name)
+    """Return a run by its summary.json, its config.yaml and what its study calls it.
+
+    No other run repeats the configuration of one that went on from what it does not describe, as in earlier versions.
+    """
+    if goes_on(config) and "begun" not in (found := summary.get("provenance") or {}):
+        summary = {**summary, "provenance": {**found, "begun": kept.digest(summary)}}
+    return Run(summary, deciding(config), name)
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that decide what is learnt from given data and weights, by key."""
+    told = {key: text for key, text in settings(config).items() if text != UNSET}
+    return {key: text for key, text in told.items() if not any(key == a or key.startswith(f"{a}.") for a in ASIDE)}
+
+
+def goes_on(config: Mapping[str, Any]) -> bool:
+    """Return whether a run was told what to go on from: a run to extend, or a base."""
+    return bool(config.get("extend")) or config.get("base") not in (None, "auto")
 
 
 def grouped(runs: Sequence[Run], by: Sequence[str]) -> list[Group]:
@@ -153,14 +168,15 @@ def _keys(groups: Sequence[Group]) -> list[str]:
     settings = {key for group in groups for key in group.runs[0].settings}
     rest = sorted(settings, key=lambda key: (key.endswith("_target_"), key.count("."), key))
     rest = [key for key in rest if key != _ORDER]
-    return [*FACTS, *rest, "base", "stream", "data_hash", "weights_hash"]
+    return [*FACTS, *rest, "base", "stream", *HASHES]
 
 
 def _value(group: Group, key: str) -> str:
     if key in group.runs[0].settings:
         return group.runs[0].settings[key]
-    if key in ("data_hash", "weights_hash"):
-        return kept.digest(_provenance(group.first, key))[:8]
+    if key in HASHES:
+        found = _provenance(group.first, key)
+        return UNSET if found is None else kept.digest(found)[:8]
     value = group.first.get(key, UNSET)
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -170,7 +186,7 @@ def _said(key: str, value: str) -> str:
 
 
 def found_peers(groups: Sequence[Group]) -> Peers:
-    """Return what finds the runs of a run's seed and stream by strategy, of which there is one."""
+    """Return what finds the runs of a run's seed and stream by strategy; none where there is more than one."""
     found: dict[tuple[Any, ...], list[Summary]] = {}
     for group in groups:
         for run in group.runs:
@@ -181,6 +197,15 @@ def found_peers(groups: Sequence[Group]) -> Peers:
         return {key[-1]: all_[0] for key, all_ in found.items() if key[:-1] == own and len(all_) == 1}
 
     return peers
+
+
+def ambiguous(strategy: str, groups: Sequence[Group]) -> list[str]:
+    """Return the labels of the rows of a strategy that share a seed and stream, so that none of them can be a peer."""
+    rows: dict[tuple[int, str, str], list[str]] = {}
+    for group in groups:
+        for run in group.runs if group.first["strategy"] == strategy else ():
+            rows.setdefault(_repetition(run), []).append(group.label)
+    return list(dict.fromkeys(label for labels in rows.values() if len(labels) > 1 for label in labels))
 
 
 def _repetition(run: Run) -> tuple[int, str, str]:

@@ -40,6 +40,7 @@ class Recorded(NamedTuple):
 
     uri: str
     run_id: str
+    experiment_id: str = ""
 
 
 def serve(uri: str | None, port: int | None, run: str | None) -> None:
@@ -56,7 +57,7 @@ def serve(uri: str | None, port: int | None, run: str | None) -> None:
     """
     recorded = None if run is None else find_recorded(run)
     store = store_uri(uri or (recorded.uri if recorded else None), RUNS)
-    check_store(store)
+    check_store(store, recorded)
     with _ended_by_signals(), held_port(port) as chosen:
         pages = list(page_lines(store, f"http://{HOST}:{chosen}", recorded.run_id if recorded else None))
         with started(store, chosen) as process:
@@ -81,17 +82,24 @@ def find_recorded(run: str) -> Recorded:
         raise ConfigError(
             f"The run in {folder} is not recorded in MLflow. Deliver it: python -m medusa_cl.track sync run={folder}"
         )
-    return Recorded(_where(known["uri"], folder), known["run_id"])
+    return Recorded(_where(known["uri"], folder), known["run_id"], str(known.get("experiment_id") or ""))
 
 
-def check_store(store: str) -> None:
+def check_store(store: str, recorded: Recorded | None = None) -> None:
     """Refuse a store that cannot be served.
 
+    Args:
+        store: Its URI.
+        recorded: A run in it whose page is to be named.
+
     Raises:
-        ConfigError: It has a server, or there is none yet.
+        ConfigError: It has a server, whose page is named, or there is none yet.
     """
     if store.startswith(("http://", "https://")):
-        raise ConfigError(f"{mask_uri(store)} is a server with a page of its own: open that in a browser.")
+        address = mask_uri(store).replace("***@", "").partition("?")[0].rstrip("/")
+        found = recorded is not None and recorded.experiment_id
+        page = views.page(recorded.experiment_id, recorded.run_id) if recorded is not None and found else "/"
+        raise ConfigError(f"{mask_uri(store)} is a server with pages of its own. Open {address}{page} in a browser.")
     path = sqlite_path(store)
     if path is not None and not path.is_file():
         raise ConfigError(

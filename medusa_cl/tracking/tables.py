@@ -6,16 +6,32 @@ in one table. `medusa_cl.tracking.typeset` writes what is computed here as Markd
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from medusa_cl.errors import ConfigError
+from medusa_cl.errors import ConfigError, unknown
+from medusa_cl.results import FROZEN_PLAIN, SINGLE_TASK
 from medusa_cl.study import aggregate
-from medusa_cl.tracking.columns import COLUMNS, GAINS, Column
+from medusa_cl.tracking.columns import COLUMNS, GAINS, Column, has_peer
+from medusa_cl.tracking.mlflow import LOCAL_KEYS
 from medusa_cl.tracking.numbers import digits
-from medusa_cl.tracking.rows import FACTS, Group, Peers, Run, Summary, found_peers, grouped, run_of
+from medusa_cl.tracking.rows import (
+    ASIDE,
+    FACTS,
+    HASHES,
+    Group,
+    Peers,
+    Run,
+    Summary,
+    ambiguous,
+    found_peers,
+    grouped,
+    run_of,
+)
 
 TITLES: Mapping[str, str] = {
     "final": "Test results after the whole stream",
@@ -23,6 +39,7 @@ TITLES: Mapping[str, str] = {
     "transfer": "Transfer to new tasks",
     "cost": "Cost",
 }
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MAIN = ("final", "transfer")
 """The tables that a paper's main text holds."""
 
@@ -117,7 +134,7 @@ def tables(
     """
     for name in select:
         if name not in TITLES:
-            raise ConfigError(f"Expected tables of {', '.join(TITLES)}, but got {name!r}.")
+            raise ConfigError(unknown("table", name, TITLES))
     if not summaries:
         raise ConfigError("Expected at least one finished run to make tables of, but got none.")
     runs = [
@@ -126,21 +143,40 @@ def tables(
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(run.measured, []).append(run)
-    made = [_table(name, found, by, command) for found in together.values() for name in select]
+    made = [_table(name, found, by, command) for found in together.values() for name in dict.fromkeys(select)]
     return _with_keys([table for table in made if table.columns])
 
 
-def same_runs(summaries: Sequence[Summary], configs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the positions of runs that a later one repeats, seed and all."""
-    seen: dict[tuple[str, int, str, str], int] = {}
-    repeated = []
-    for i, summary in enumerate(summaries):
-        run = run_of(summary, configs[i])
-        key = (run.identity, run.seed, run.arrangement, run.measured)
-        if key in seen:
-            repeated.append(seen[key])
-        seen[key] = i
-    return sorted(repeated)
+def check_names(by: Sequence[str]) -> None:
+    """Refuse what no run can be named by, without a look at any.
+
+    Raises:
+        ConfigError: A key is neither a fact of a run nor in any group of the configuration.
+    """
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    keys = re.findall(r"^(\w+):", (CONFIGS / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    none = {*ASIDE, *LOCAL_KEYS, "defaults", "experiment"}
+    known = ({*groups, *keys} - none) | {*FACTS, "base", "stream", *HASHES}
+    for key in by:
+        if key.split(".")[0] not in known:
+            raise ConfigError(unknown("key to name rows by", key, known))
+
+
+def same_runs(
+    summaries: Sequence[Summary], configs: Sequence[Mapping[str, Any]], times: Sequence[float] = ()
+) -> dict[int, int]:
+    """Return the positions of runs that another one repeats, seed and all, each with the position of the last one.
+
+    Args:
+        summaries: The summary.json of each run.
+        configs: The config.yaml of each.
+        times: When each was made; without, in the order of the summaries.
+    """
+    alike: dict[tuple[str, int, str, str], list[int]] = {}
+    for i in sorted(range(len(summaries)), key=lambda i: times[i] if times else i):
+        run = run_of(summaries[i], configs[i])
+        alike.setdefault((run.identity, run.seed, run.arrangement, run.measured), []).append(i)
+    return {i: last for *earlier, last in alike.values() for i in sorted(earlier)}
 
 
 def _table(name: str, runs: Sequence[Run], by: Sequence[str], command: str) -> Table:
@@ -150,8 +186,9 @@ def _table(name: str, runs: Sequence[Run], by: Sequence[str], command: str) -> T
     columns = tuple(column for column in columns if _is_there(column, groups, peers))
     rows = tuple(_row(group, columns, peers) for group in groups)
     scenario = str(groups[0].first["scenario"])
-    table = Table(name, scenario, (), columns, _with_best(rows, columns), _label_notes(runs), command)
-    return replace(table, caption=_caption(table, groups))
+    notes = (*_label_notes(runs), *_open_references(name, groups))
+    table = Table(name, scenario, (), columns, _with_best(rows, columns), notes, command)
+    return replace(table, caption=_caption(table, groups, peers))
 
 
 def _with_keys(made: Sequence[Table]) -> list[Table]:
@@ -219,28 +256,58 @@ def _leaders(cells: Sequence[Cell], higher_is_better: bool | None) -> set[int]:
 # ---------------------------------------------------------------- words
 
 
-def _caption(table: Table, groups: Sequence[Group]) -> tuple[str, ...]:
+def _caption(table: Table, groups: Sequence[Group], peers: Peers) -> tuple[str, ...]:
     facts = [(key, sorted({str(group.first.get(key)) for group in groups})) for key in ("backbone", "head")]
     shared = ", ".join(f"{key} {values[0]}" for key, values in facts if len(values) == 1)
-    lines = [f"{TITLES[table.name]} on {table.scenario}{f' ({shared})' if shared else ''}.", *_about(table)]
+    lines = [
+        f"{TITLES[table.name]} on {table.scenario}{f' ({shared})' if shared else ''}.",
+        *_about(table, groups, peers),
+    ]
     lines += [_spread_sentence(table), _bold_sentence(table), _origin(groups)]
     return tuple(filter(None, lines))
 
 
-def _about(table: Table) -> list[str]:
+def _about(table: Table, groups: Sequence[Group], peers: Peers) -> list[str]:
     there = {column.measure for column in table.columns if column.shown}
+    single, plain = (_whose(reference, groups, peers) for reference in (SINGLE_TASK, FROZEN_PLAIN))
     own = {
-        "mtl_delta": "Δ MTL: mean gain of all tasks over single-task nets.",
+        "mtl_delta": f"Δ MTL: mean gain of all tasks over single-task nets, {single}.",
         "forgetting_percent": "Forgetting: loss since a task was learnt, in % of its value then"
         + (", mean over the earlier tasks." if table.name == "final" else "."),
         "just_learnt": "Values are those just after a task was learnt; gains are means over the new tasks.",
-        "transfer_plain": "Over plain: against plain heads on frozen plain features.",
-        "transfer_single": "Over single: against single-task nets trained end to end.",
+        "transfer_plain": f"Over plain: against plain heads on frozen plain features, {plain}.",
+        "transfer_single": f"Over single: against single-task nets trained end to end, {single}.",
         "params_added": "A task more: the mean over new tasks.",
         "gflops": "GFLOPs: 2 x multiply-adds for one image.",
     }
     gains = {key: f"{heading[0].upper()}{heading[1:]}: against {what}." for key, heading, what in GAINS}
     return [sentence for key, sentence in {**own, **gains}.items() if key in there]
+
+
+def _whose(reference: str, groups: Sequence[Group], peers: Peers) -> str:
+    """Say which nets are a reference: those of a row, or of each run by itself."""
+    if not has_peer(reference, groups, peers):
+        return "as each run's references= learnt them"
+    labels = dict.fromkeys(group.label for group in groups if group.first["strategy"] == reference)
+    return f"those of the same seed in {_rows(list(labels))}"
+
+
+def _rows(labels: Sequence[str]) -> str:
+    return f"row{'s' if len(labels) > 1 else ''} {', '.join(labels)}"
+
+
+def _open_references(name: str, groups: Sequence[Group]) -> tuple[str, ...]:
+    """Say of which reference there is more than one for a seed, so that none of them is taken."""
+    compared = {"final": (SINGLE_TASK,), "transfer": (SINGLE_TASK, FROZEN_PLAIN)}
+    notes = []
+    for reference in compared.get(name, ()):
+        rows = ambiguous(reference, groups)
+        if rows and len(rows) < len(groups):
+            notes.append(
+                f"{reference} stands in {len(rows)} rows ({'; '.join(rows)}): which of them others are to be measured "
+                "against is open, so none is for the seeds they share. Name the runs of one of them alone by runs=."
+            )
+    return tuple(notes)
 
 
 def _spread_sentence(table: Table) -> str:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medusa_cl import tasks
 from medusa_cl.errors import ConfigError, TaskError, WeightsError
 from medusa_cl.models import Backbone, ControlHead, MedusaHead, MultiTaskModel, PlainHead
+from medusa_cl.models.multitask import _hash_of, describe_head, sides
 
 HEAD = partial(MedusaHead, width=8, mix_width=8)
 
@@ -212,6 +214,41 @@ def test_unfit_head_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no tensors")
     with pytest.raises(WeightsError, match=r"Cannot read"):
         model.load_head(path)
+
+
+@pytest.mark.parametrize("config", [{"width": 10**7}, {"mix_width": 10**7}, {"refine_blocks": 2}])
+def test_a_file_cannot_ask_for_more_memory_than_it_has_weights(config: dict[str, int], tmp_path: Path) -> None:
+    """A head 10 million wide would take terabytes, were it made before it is refused."""
+    model = make("depth")
+    own = {"width": 8, "mix_width": 8, "refine_blocks": 1}
+    model.add_head(tasks.normals(), 0, head=partial(ControlHead, **own))
+    path = tmp_path / "head.safetensors"
+    model.save_head("normals", path)
+    model.remove_head("normals")
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key != "sha256"}
+    metadata["head"] = json.dumps({"class": "ControlHead", "config": own | config})
+    save_file(tensors, path, metadata | {"sha256": _hash_of(tensors, metadata)})
+    with pytest.raises(WeightsError, match=r"do not fit the head they are said to be of: .* is expected"):
+        model.load_head(path)
+
+
+def test_the_size_of_the_training_images_goes_with_a_head(tmp_path: Path) -> None:
+    model, other = make("depth"), make()
+    model.image_size = (48, 64)
+    model.save_head("depth", tmp_path / "depth.safetensors")
+    assert describe_head(tmp_path / "depth.safetensors").image_size == (48, 64)
+    other.load_head(tmp_path / "depth.safetensors")
+    assert other.image_size == (48, 64)
+    with pytest.raises(ValueError, match="no height and width"):
+        sides([48, "64"])
+
+
+@pytest.mark.parametrize("name", ["depth\x1b[2J", "de\npth", "depth\u202e"])
+def test_a_tasks_name_is_printable(name: str) -> None:
+    with pytest.raises(TaskError, match="printable characters"):
+        tasks.depth(name=name)
 
 
 def test_a_loaded_head_may_take_another_name(tmp_path: Path) -> None:

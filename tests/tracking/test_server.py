@@ -122,7 +122,7 @@ def test_no_store_no_run_no_server_of_ones_own(store: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"There is no MLflow store .*elsewhere/mlflow.db yet: a run makes it"):
         track.main(["ui", f"uri=sqlite:///{tmp_path}/elsewhere/mlflow.db"])
     assert not (tmp_path / "elsewhere").exists()
-    with pytest.raises(MedusaError, match=r"http://\*\*\*@host is a server with a page of its own"):
+    with pytest.raises(MedusaError, match=r"http://\*\*\*@host is a server with pages.* Open http://host/ in"):
         track.main(["ui", "uri=http://me:word@host"])
     with pytest.raises(ConfigError, match="found no run in nowhere"):
         track.main(["ui", "run=nowhere"])
@@ -143,7 +143,32 @@ def test_a_run_that_was_moved_is_looked_up_beside_it(store: str, tmp_path: Path)
     folder.mkdir(parents=True)
     known = {"uri": "sqlite:////gone/mlflow.db", "run_id": "b", "experiment_id": "1"}
     (folder / "tracking.json").write_text(json.dumps({"tags": {}, "config": {}, "tracker": known}))
-    assert server.find_recorded(str(folder)) == (store, "b")
+    assert server.find_recorded(str(folder)) == (store, "b", "1")
+
+
+def test_the_page_of_a_run_on_a_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    known = {"uri": "https://***@host/mlflow?x=1", "run_id": "b", "experiment_id": "7"}
+    (tmp_path / "tracking.json").write_text(json.dumps({"tags": {}, "config": {}, "tracker": known}))
+    with pytest.raises(ConfigError, match=r"Open https://host/mlflow/#/experiments/7/runs/b\?\S+ in a browser"):
+        track.main(["ui", f"run={tmp_path}"])
+
+
+def test_the_last_run_is_delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="run=last, but no run under runs/ is finished yet"):
+        track.main(["sync", "run=last"])
+    for name, time in (("a", 2), ("b", 1)):
+        folder = tmp_path / "runs/rooms" / name
+        folder.mkdir(parents=True)
+        (folder / "tracking.json").write_text(json.dumps({"tags": {"scenario": "rooms"}, "config": {}}))
+        (folder / "summary.json").write_text("{}")
+        os.utime(folder / "summary.json", (time, time))
+    delivered: list[Path] = []
+    monkeypatch.setattr("medusa_cl.tracking.deliver", lambda folder, tracker: delivered.append(folder))
+    monkeypatch.setattr("medusa_cl.tracking.mlflow.MLflowTracker.ui_line", lambda self: "")
+    track.main(["sync", "run=last"])
+    assert delivered == [Path("runs/rooms/a")]
 
 
 def test_a_taken_port_is_said(taken: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -24,8 +25,10 @@ from markdown_it import MarkdownIt
 from medusa_cl import track
 from medusa_cl.errors import ConfigError, MedusaError
 from medusa_cl.kept import write_summary
+from medusa_cl.resume import note_compared
 from medusa_cl.study import Member, Outcome, Study
-from medusa_cl.tracking import RunRecorder
+from medusa_cl.tracking import RunRecorder, gather, typeset
+from medusa_cl.tracking import tables as paper
 from medusa_cl.tracking.numbers import UNKNOWN
 from medusa_cl.tracking.tables import Table, same_runs, tables
 from medusa_cl.tracking.typeset import CSV_COLUMNS, MINUS, latex, markdown, tidy_csv
@@ -118,7 +121,32 @@ def test_runs_of_a_table_are_references_for_those_of_their_seed() -> None:
     assert delta.mean == pytest.approx((35 / 5 + 30 / 5) / 2), "the other tasks are equal"
     alone = only(tables([single[0], *ours]))
     assert cell(alone, "medusa", "Δ MTL").mean is None
-    assert cell(alone, "medusa", "Δ MTL").why == "seed 1: there is no single_task run of its seed, or one has no value"
+    assert cell(alone, "medusa", "Δ MTL").why == (
+        "seed 1: there is not one single_task run of its seed alone, or one has no value"
+    )
+
+
+def test_which_runs_are_references_is_said() -> None:
+    ours, single = of_seeds("medusa", {}), of_seeds("single_task", {})
+    caption = " ".join(only(tables([*ours, *single]), "transfer").caption)
+    assert "trained end to end, those of the same seed in row single_task." in caption
+    assert "frozen plain features, as each run's references= learnt them." in caption
+    named = tables([*ours, *single], [config(), config()], ["ours", "alone"])
+    assert "over single-task nets, those of the same seed in row alone." in " ".join(only(named).caption)
+
+
+def test_two_rows_that_may_be_the_reference_are_said() -> None:
+    runs = [*of_seeds("medusa", {}), *of_seeds("single_task", {}), *of_seeds("single_task", {})]
+    made = tables(runs, [config(), config(trainer__max_steps=100), config(trainer__max_steps=200)], select=ALL)
+    for name in ("final", "transfer"):
+        [note] = only(made, name).notes
+        assert note.startswith(
+            "single_task stands in 2 rows (single_task trainer.max_steps=100; single_task trainer.max_steps=200)"
+        )
+    assert "over single" not in [column.heading for column in only(made, "transfer").columns]
+    assert only(made, "cost").notes == ()
+    seeds = [*of_seeds("medusa", {}, {}), *of_seeds("single_task", {}, {})]
+    assert only(tables(seeds)).notes == (), "one for each seed"
 
 
 def test_a_value_that_one_run_lacks_has_no_mean_but_a_reason() -> None:
@@ -199,14 +227,36 @@ def test_names_of_a_study_are_kept_where_they_tell_rows_apart() -> None:
     assert [row.label for row in only(tables(runs, names=["ours", ""])).rows] == ["medusa", "finetune"]
 
 
+def begun(run: dict[str, Any], by: str | None) -> dict[str, Any]:
+    return {**run, "provenance": {"begun": by}}
+
+
+def test_what_runs_went_on_from_tells_rows_apart() -> None:
+    """Seeds 0 and 1 learnt all by their settings (one from a base kept); 2 and 3 went on from another base."""
+    runs = [begun(fake_summary(seed=seed), None if seed < 2 else "ab" * 32) for seed in range(4)]
+    configs = [config(0, base="auto"), config(1, base="/x"), config(2, base="/runs/a"), config(3, base="/runs/b")]
+    assert [row.seeds for row in only(tables(runs, configs)).rows] == [(0, 1), (2, 3)]
+    assert only(tables(runs, configs)).rows[0].label == "medusa begun=null"
+    twice = [begun(fake_summary(), None), begun(fake_summary(), "ab" * 32)]
+    assert same_runs(twice, [config(), config(extend="/runs/a")]) == {}
+
+
+def test_what_an_older_run_went_on_from_is_not_guessed() -> None:
+    runs = [fake_summary(seed=seed, learnt={**LEARNT, "semseg": seed}) for seed in range(4)]
+    configs = [config(0), config(1, base="auto"), config(2, extend="/runs/a"), config(3, base="/runs/a")]
+    assert [row.seeds for row in only(tables(runs, configs)).rows] == [(0, 1), (2,), (3,)]
+    assert same_runs([runs[2], runs[2]], [configs[2]] * 2) == {0: 1}, "a copy is no other run"
+
+
 def test_the_same_seed_twice_counts_once() -> None:
     runs = [fake_summary(learnt={**LEARNT, "semseg": value}) for value in (10.0, 20.0)]
     runs += [fake_summary(seed=1, learnt={**LEARNT, "semseg": 40.0})]
     configs = [config(), config(), config(1)]
-    assert same_runs(runs, configs) == [0]
+    assert same_runs(runs, configs) == {0: 1}
+    assert same_runs(runs, configs, [20, 10, 30]) == {1: 0}, "the one that was made last counts"
     found = cell(only(tables(runs, configs)), "medusa", "semseg")
     assert (found.mean, found.n) == (30.0, 2)
-    assert same_runs([runs[0], *runs], [config(), *configs]) == [0, 1]
+    assert same_runs([runs[0], *runs], [config(), *configs]) == {0: 2, 1: 2}
 
 
 def test_orders_of_a_seed_are_averaged_before_seeds_are() -> None:
@@ -250,10 +300,11 @@ def test_a_table_that_nobody_has_anything_for_is_left_out() -> None:
     assert [table.name for table in tables([joint], select=ALL)] == ["final", "cost"]
     both = only(tables([joint, fake_summary()]))
     assert cell(both, "joint", "forgetting").why == "there is one experience only: nothing could be forgotten"
-    with pytest.raises(ConfigError, match="final, forgetting, transfer, cost"):
+    with pytest.raises(ConfigError, match=r'Unknown table "speed".*cost, final, forgetting, transfer'):
         tables([joint], select=["speed"])
     with pytest.raises(ConfigError, match="at least one finished run"):
         tables([])
+    assert [table.name for table in tables([joint], select=["cost", "final", "cost"])] == ["cost", "final"]
 
 
 # ---------------------------------------------------------------- what is best
@@ -474,9 +525,16 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[l
         ("runs/*/medusa-s[01]", {"medusa": 2}),
         ("[runs/rooms/medusa-s0,runs/rooms/finetune-s1,runs/../runs/rooms/medusa-s0]", {"medusa": 1, "finetune": 1}),
         ("runs/rooms/medusa-s1", {"medusa": 1}),
+        ("runs/*", {"finetune": 2, "medusa": 2}),
+        ("run?", {"finetune": 2, "medusa": 2}),
+        ("runs", {"finetune": 2, "medusa": 2}),
+        (".", {"finetune": 2, "medusa": 2}),
     ],
 )
 def test_runs_are_found(home: Path, capsys: pytest.CaptureFixture[str], runs: str, seeds: dict[str, int]) -> None:
+    for other in ("runs/mlflow.db", "runs/.cache/summary.json", "runs/elsewhere/notes/x.txt"):
+        Path(other).parent.mkdir(parents=True, exist_ok=True)
+        Path(other).touch()
     track.main(["table", f"runs={runs}", "format=csv"])
     shown = capsys.readouterr()
     found = {row["row"]: int(row["n"]) for row in csv.DictReader(io.StringIO(shown.out))}
@@ -523,11 +581,46 @@ def test_what_leads_nowhere_is_refused(home: Path, runs: str) -> None:
         track.main(["table", f"runs={runs}"])
 
 
-def test_a_repeated_run_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree("runs/rooms/medusa-s0", "runs/rooms/medusa-s0-again")
-    cells, said = printed(capsys, "runs=runs/rooms/medusa*")
-    assert cells[1][0] == "medusa" and "over 2 seeds" not in cells
-    assert said == "runs/rooms/medusa-s0 is left out: a later run has the same configuration and seed.\n"
+def test_an_older_run_made_by_compare_is_one_of_its_configuration(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It began with the base of the run beside it; another one that was given a base has a row of its own."""
+    first = Path("runs/rooms/medusa-s0").resolve()
+    for seed in (2, 3):
+        run = written(Path(f"runs/rooms/finetune-s{seed}"), fake_summary("finetune", seed=seed), config(seed))
+        note = json.loads((run / "tracking.json").read_text())
+        note["config"]["base"] = str(first)
+        (run / "tracking.json").write_text(json.dumps(note))
+    note_compared(first, "strategy=finetune", Path("runs/rooms/finetune-s2"))
+    track.main(["table", "runs=runs/rooms/finetune-*", "format=csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(dict.fromkeys(row["seeds"] for row in rows)) == ["0 1 2", "3"]
+
+
+def test_where_runs_are_is_said_to_who_found_none(home: Path) -> None:
+    Path("empty/inside").mkdir(parents=True)
+    for runs in ("empty", "empty/*", "nowhere/*"):
+        with pytest.raises(ConfigError, match=r"There are some in runs=runs/rooms\."):
+            track.main(["table", f"runs={runs}"])
+    shutil.rmtree("runs")
+    with pytest.raises(ConfigError, match="There is none under runs/ yet"):
+        track.main(["table", "runs=empty"])
+
+
+def test_of_equal_runs_the_last_one_made_counts_whatever_its_name(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By name medusa-s0-10 comes before medusa-s0-9, but it was made after it."""
+    for number, value in ((9, 10.0), (10, 20.0)):
+        place = Path(f"runs/rooms/medusa-s0-{number}")
+        written(place, fake_summary(learnt={**LEARNT, "semseg": value}), config())
+        os.utime(place / "summary.json", (number, number))
+    cells, said = printed(capsys, "runs=runs/rooms/medusa-s0-*")
+    assert cells[1][:2] == ["medusa", "20.00"]
+    assert said == (
+        "runs/rooms/medusa-s0-9 is left out: runs/rooms/medusa-s0-10, made later, has the same configuration and "
+        "seed.\n"
+    )
 
 
 def test_a_study_is_a_table_with_its_members_names(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -569,6 +662,32 @@ def test_a_file_is_written_whole_and_stdout_is_the_table_alone(home: Path, capsy
     assert not Path("paper/none.tex").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("format=late", 'Unknown format "late". Did you mean "latex"'),
+        ("tables=final,cst", 'Unknown table "cst". Did you mean "cost"'),
+        ("by=stratgy", 'Unknown key to name rows by "stratgy". Did you mean "strategy"'),
+        ("by=strategy,traner.max_steps", 'Unknown key to name rows by "traner.max_steps"'),
+        ("by=seed", 'Unknown key to name rows by "seed"'),
+    ],
+)
+def test_wrong_words_are_refused_before_a_run_is_read(monkeypatch: pytest.MonkeyPatch, option: str, said: str) -> None:
+    monkeypatch.setattr(gather, "gather", lambda *arguments: pytest.fail("runs were read"))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        track.main(["table", "runs=runs", option])
+
+
+def test_a_table_asked_for_twice_is_printed_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    track.main(["table", "runs=runs", "tables=final,final"])
+    assert capsys.readouterr().out.count("Test results after") == 1
+
+
+def test_the_help_names_what_there_is() -> None:
+    assert tuple(typeset.FORMATS) == track.FORMATS
+    assert tuple(paper.TITLES) == track.TABLES and paper.MAIN == track.MAIN
+
+
 def test_nothing_slow_is_loaded(home: Path) -> None:
     code = (
         "import sys; from medusa_cl import track; track.main(['table', 'runs=runs/rooms', 'tables=final']); "
@@ -585,7 +704,7 @@ def test_help_and_its_examples(capsys: pytest.CaptureFixture[str]) -> None:
         assert usage.examples
         for example in usage.examples:
             usage.parse(shlex.split(example.partition(" > ")[0], comments=True))
-    for wrong in (["tables"], ["table"], ["table", "run=x"], ["table", "runs=x", "format=pdf"]):
+    for wrong in (["tables"], ["table"], ["table", "run=x"]):
         with pytest.raises(ConfigError):
             track.main(wrong)
     with pytest.raises(MedusaError, match="decimals"):
