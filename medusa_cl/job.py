@@ -123,6 +123,7 @@ class Run:
     saved: Snapshot | None = None
     again: bool = False
     asked: Mapping[str, Any] = field(default_factory=dict)
+    begun: list[str | None] | None = None
     lock: Any = None
     same_code: bool = True
     left_out: int = 0
@@ -179,6 +180,9 @@ def learn_stream(
             asked = plain_config(cfg)
             made = _set_up(cfg, device, run_dir, start, own_console(), stages, saved)
             made.again, made.lock, made.asked = folder is not None, lock, asked
+            made.begun = saved.tree.get("begun") if saved is not None else None
+            if made.begun is None and _parent_is_finished(made):  # it may be gone once this run is finished
+                made.begun = _begun(made)
     stages["set-up"] -= stages["data"]
     with closing(made):
         _learn(made)
@@ -481,6 +485,7 @@ def _also_saved(made: Run) -> dict[str, Any]:
         "config": made.asked,
         "world": distributed.world(),
         "start": None if made.start is None else made.start.plain(),
+        "begun": made.begun,
         "base_place": made.base_place and str(made.base_place.resolve()),
         "weights_hash": made.weights_hash,
         "depends": kept.digest(made.reference_key),
@@ -588,9 +593,18 @@ def _identity(made: Run) -> dict[str, Any]:
     }
 
 
-def _provenance(made: Run) -> dict[str, Any]:
+def _parent_is_finished(made: Run) -> bool:
+    parent = made.start.parent if made.start is not None else None
+    return parent is None or (parent / kept.SUMMARY).is_file()
+
+
+def _begun(made: Run) -> list[str | None]:
     from medusa_cl.begun import begun
 
+    return [begun(OmegaConf.create(dict(made.asked)), made.start, made.scenario.content_hash)]
+
+
+def _provenance(made: Run) -> dict[str, Any]:
     golden = None
     if str(made.cfg.scenario["_target_"]).startswith("medusa_cl.scenarios.rooms."):
         from medusa_cl.data import rooms
@@ -600,7 +614,7 @@ def _provenance(made: Run) -> dict[str, Any]:
         "data_hash": made.scenario.content_hash,
         "weights_hash": made.weights_hash,
         "base": None if made.start is None else str(made.start.model),
-        "begun": begun(OmegaConf.create(dict(made.asked)), made.start, made.scenario.content_hash),
+        "begun": (made.begun or _begun(made))[0],
         "rooms_golden_ok": golden,
         "skipped": {split: list(faults) for split, faults in made.scenario.skipped.items()},
     }
