@@ -217,7 +217,7 @@ from medusa_cl import Predictor, load_model, save_model
 network = medusa.model.model  # a plain torch module: a backbone and four heads
 folder = save_model(network, "tutorial_model")
 
-predictor = Predictor(folder, own_tasks={"support": support})
+predictor = Predictor(folder, size=max(SIZE), own_tasks={"support": support})  # seen as large as in training
 photograph = render_room(20_000_000, (120, 160))["image"].astype(np.uint8)  # H W 3
 answers = predictor(photograph)
 for task, answer in answers.items():

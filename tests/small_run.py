@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def typed(*arguments: str) -> int:
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["run", *arguments])
+        patch.setattr(logging.root, "handlers", [*logging.root.handlers])  # Hydra's would write where this test did
         try:
             medusa_cl.run.main()
         except SystemExit as stop:
