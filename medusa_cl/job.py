@@ -573,7 +573,6 @@ def _summary(made: Run) -> dict[str, Any]:
         medusa_head=made.cfg.head["_target_"] == MEDUSA_HEAD and made.cfg.strategy["_target_"] == MEDUSA,
     )
     summary["frozen"] = made.frozen
-    summary["image_size"] = list(made.scenario.data["train"].image_size)
     summary["steps_left_out"] = made.left_out
     summary["labels"] = made.scenario.label_notes
     summary["stages"] = made.stages

@@ -9,6 +9,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
+from medusa_cl import losses
 from medusa_cl.batch import collate
 from medusa_cl.data.arrays import ArrayData
 from medusa_cl.data.loader import Augmentation, DenseDataset
@@ -19,7 +20,6 @@ from medusa_cl.tasks import DenseTask
 
 SPLITS = ("train", "val", "test")
 ORDERS = ("listed", "random", "joint")
-CLASSES = ("semseg", "human_parts")
 EVERYTHING = -1
 """The label of samples that are to be answered for every task learnt so far."""
 
@@ -202,7 +202,7 @@ def _check_form(task: DenseTask, split: str, source: ArrayData) -> None:
             f'Expected {split} targets of "{task.name}" as N C H W, but got integers N H W, which are taken for '
             "classes. One value a pixel still has a channel: array[:, None]."
         )
-    if target.ndim == 3 and task.kind in CLASSES:
+    if target.ndim == 3 and task.loss is losses.cross_entropy:
         raise DataError(
             f'Expected {split} targets of "{task.name}" as integers N H W, a class a pixel, but got N C H W with '
             f"C = {target.shape[0]}. Take the channel out: array[:, 0].astype(int)."

@@ -293,7 +293,7 @@ def test_the_readme_names_commands() -> None:
     assert len(COMMANDS) >= 4
     for target in ("make demo", "make test"):
         assert target in README
-    for picture in re.findall(r"\]\(((?!http)[^)#]+\.png)\)", README):
+    for picture in re.findall(r"\]\(((?!http)[^)#]+\.(?:png|webp))\)", README):
         assert (ROOT / picture).is_file()
 
 

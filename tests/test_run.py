@@ -73,7 +73,7 @@ def test_the_summary_says_everything(finished: tuple[Path, dict[str, Any]]) -> N
     kept = json.loads((home / summary["run_dir"] / "summary.json").read_text())
     assert kept == {k: v for k, v in summary.items() if k not in ("run_dir", "objective")}
     keys = "scenario strategy backbone head seed version device base stream primary matrix forgetting forgetting_best "
-    keys += "forgetting_percent transfer relative cost provenance frozen image_size steps_left_out labels stages"
+    keys += "forgetting_percent transfer relative cost provenance frozen steps_left_out labels stages"
     assert set(keys.split()) == set(kept)
     assert (kept["base"], kept["stream"]) == (["semseg", "depth"], ["normals", "edges"])
     assert kept["primary"]["depth"] == {"metric": "rmse", "unit": "m", "higher_is_better": False}

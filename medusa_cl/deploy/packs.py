@@ -517,6 +517,8 @@ def _described(model: MultiTaskModel, task: str) -> dict[str, Any]:
 
 def _learnt(found: Trained, task: str) -> dict[str, Any]:
     """Return what a run says of how a task was learnt and what it reached; None where there is no finished run."""
+    from medusa_cl.deploy.predictor import training_size
+
     summary = found.summary()
     if summary is None or found.run is None or task not in summary["matrix"]["values"]:
         return {"metrics": None, "learnt": None}
@@ -532,7 +534,7 @@ def _learnt(found: Trained, task: str) -> dict[str, Any]:
     facts = {key: summary.get(key) for key in ("scenario", "strategy", "head", "seed", "base", "stream", "frozen")}
     source = {key: summary["provenance"].get(key) for key in ("data_hash", "packages", "git")}
     labels = (summary.get("labels") or {}).get(task)
-    facts |= {"task": task, "labels": labels} | source | _configured(found.run)
+    facts |= {"task": task, "labels": labels, "image_size": training_size(found)} | source | _configured(found.run)
     return {"metrics": metrics, "learnt": facts}
 
 
@@ -541,11 +543,11 @@ def _configured(run: Path) -> dict[str, Any]:
 
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        trainer, scenario = config["trainer"], config["scenario"]
+        trainer = config["trainer"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(f"{run / 'config.yaml'} is damaged: {error}. Put it back as it was.") from error
     steps = ("base_steps", "max_steps", "epochs", "batch_size", "lr_head", "lr_backbone")
-    return {"image_size": scenario.get("image_size"), "trainer": {key: trainer.get(key) for key in steps}}
+    return {"trainer": {key: trainer.get(key) for key in steps}}
 
 
 def _picture(found: Trained, task: str) -> Path | None:

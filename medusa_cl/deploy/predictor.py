@@ -1,6 +1,6 @@
 """A trained model for a robot's loop: a picture in, an array for every task out.
 
-from medusa_cl.deploy.predictor import Predictor
+from medusa_cl import Predictor
 predictor = Predictor("runs/rooms_incremental/medusa-tf_efficientnet_lite0-s0-0")
 answers = predictor(image)        # image: H W 3 uint8 RGB; answers["depth"]: H W float32, metres
 """
@@ -169,7 +169,7 @@ def resolve_device(name: str) -> torch.device:
 def training_size(found: Trained) -> Size | None:
     """Return H, W of the images that a model was trained on; None where neither it nor its run says so."""
     try:
-        said: Any = _own_size(found) or _configured_size(found) or (found.summary() or {}).get("image_size")
+        said: Any = _own_size(found) or _configured_size(found)
         height, width = (int(side) for side in said)
     except (MedusaError, OSError, TypeError, ValueError, AttributeError):
         return None  # no run, or one of which only the model is whole

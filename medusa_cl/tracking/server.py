@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,9 @@ from medusa_cl.rundir import RUNS, find_run
 from medusa_cl.tracking import TRACKING_FILE, delivery_note, views
 from medusa_cl.tracking.mlflow import DEFAULT_ENVIRONMENT, quiet_client, sqlite_path, store_uri
 from medusa_cl.tracking.secrets import mask_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 HOST, PORT, PORTS = "127.0.0.1", 5000, 100
 # Seconds: importing mlflow alone takes ten on a busy machine.
@@ -229,11 +232,15 @@ def _answer(url: str, seconds: float = 2) -> str | None:
         return None
 
 
-def _experiment_of(client: object, run_id: str) -> str:
+def _experiment_of(client: MlflowClient, run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     try:
-        return str(client.get_run(run_id).info.experiment_id)  # type: ignore[attr-defined]
-    except Exception as error:
-        raise ConfigError(f"The store has no run {run_id}: {type(error).__name__}.") from None
+        return str(client.get_run(run_id).info.experiment_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ConfigError(f"The store has no run {run_id}: it may have been deleted there for good.") from None
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
