@@ -22,6 +22,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from PIL import Image
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor
 
 from medusa_cl import export, tasks
@@ -455,3 +456,15 @@ def test_help_waits_for_nothing() -> None:
     code = "import sys\nfrom medusa_cl import export\nassert not {'torch', 'numpy', 'PIL', 'rich'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (1, 2, 1), (6, 4, 1)]
+)
+def test_same_padding_by_numbers_is_that_by_the_sides(kernel: int, stride: int, dilation: int) -> None:
+    conv = Conv2dSame(3, 4, kernel, stride, dilation=dilation)
+    x = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    expected = conv(x)
+    net = torch.nn.Sequential(conv)
+    graphs._pad_by_numbers(net)  # type: ignore[arg-type]
+    assert torch.equal(net(x), expected) and "forward" in vars(conv)

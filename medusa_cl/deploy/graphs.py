@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import warnings
@@ -85,6 +86,8 @@ class Graph(nn.Module):
         super().__init__()
         self.form = form
         self.model = _plain(model, form.tasks)
+        self._eager = (_plain(model, form.tasks),)  # no part of the graph, so not among its modules
+        _pad_by_numbers(self.model.backbone)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Answer images as `form` has them, by task."""
@@ -99,7 +102,8 @@ class Graph(nn.Module):
         """Return logits B K H W float32 as `MultiTaskModel.predict` decodes them; images as `form` has them."""
         image = self.as_floats(image)
         size = (image.shape[-2], image.shape[-1])
-        return {name: at_size(logits, size) for name, (logits, _) in self.model(image, self.form.tasks).items()}
+        answers = self._eager[0](image, self.form.tasks)
+        return {name: at_size(logits, size) for name, (logits, _) in answers.items()}
 
     def as_floats(self, image: Tensor) -> Tensor:
         """Return images B 3 H W float32 in [0, 1]."""
@@ -139,6 +143,25 @@ def _plain(model: MultiTaskModel, tasks: Sequence[str]) -> MultiTaskModel:
         for name in set(plain.tasks) - set(tasks):
             plain.remove_head(name)
     return plain
+
+
+def _pad_by_numbers(backbone: Backbone) -> None:
+    """Let timm's "same" convolutions pad by numbers, where sides are whole multiples of 32 as behind `_filled`.
+
+    They work out the padding from the sides: where those are symbols, one expression inside the other, torch's exporter
+    is not done with them in ten minutes.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and type(module).__name__ == "Conv2dSame":
+            module.forward = functools.partial(_same, module)  # type: ignore[method-assign]
+
+
+def _same(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Do what a "same" convolution does to B C H W whose sides are multiples of its stride."""
+    axes = list(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True))
+    height, width = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in axes)
+    padded = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+    return F.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def traced(graph: Graph) -> ExportedProgram:
