@@ -251,7 +251,7 @@ def test_a_changed_model_sees_photographs_as_the_run_did(there: Path) -> None:
     packs.pack(FULL, "edges", "pack", "MIT", backbone=True)
     heads.main(["add", "head=pack", "out=fresh"])
     heads.main(["merge", "runs=[fresh,fewer]", "out=merged"])
-    size = json.loads(Path(FULL, "summary.json").read_text())["image_size"]
+    size = json.loads(Path(FULL, "model/model.json").read_text())["image_size"]
     for name in ("fewer", "more", "fresh", "merged"):
         assert predicted(name, f"of-{name}") == expected
         assert training_size(find(name)) == tuple(size) == describe_head(f"{name}/heads/edges.safetensors").image_size
@@ -269,6 +269,10 @@ def test_models_of_an_earlier_version_get_their_size_of_their_run(
     shutil.copy("sizeless/heads/edges.safetensors", "old/heads/edges.safetensors")
     assert "image_size" not in json.loads(Path("old/model/model.json").read_text())
     size = training_size(find(FULL))
+    assert size is not None and heads.remove("old", ["depth"]).image_size is None  # its images kept their own size
+    configured = Path("old/config.yaml").read_text()
+    assert "  image_size: null\n" in configured
+    Path("old/config.yaml").write_text(configured.replace("  image_size: null\n", f"  image_size: {list(size)}\n"))
     assert heads.remove("old", ["depth"]).image_size == heads.merge(["old", FULL]).image_size == size
     assert heads.add(["old/heads/edges.safetensors"], "sizeless", ["e"]).image_size == size
     assert Predictor("sizeless").longest is None

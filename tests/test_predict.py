@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medusa_cl import colours, kept, predict, tasks
-from medusa_cl.checkpoint import save_model
+from medusa_cl.checkpoint import load_model, save_model
 from medusa_cl.deploy import pictures, predict_files, predict_panel
 from medusa_cl.deploy.predictor import OutOfMemoryError, Predictor, resolve_device, value_unit
 from medusa_cl.errors import ConfigError, DataError, MedusaError, MissingDataError, TaskError
@@ -173,10 +173,12 @@ def test_a_training_size_that_is_not_said_is_none(run: Path, tmp_path: Path, con
     assert Predictor(tmp_path / "run").training_size is None
 
 
-def test_the_training_size_of_data_on_disk_is_in_the_summary(run: Path, tmp_path: Path) -> None:
+def test_the_training_size_of_data_on_disk_is_in_the_model(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/config.yaml").write_text("scenario: {image_size: null}")
-    kept.write_summary(tmp_path / "run", json.dumps({"image_size": [425, 560]}))
+    model = load_model(run / "model")
+    model.image_size = (425, 560)
+    save_model(model, tmp_path / "run/model")
     assert Predictor(tmp_path / "run").training_size == (425, 560)
 
 

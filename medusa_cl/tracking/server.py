@@ -62,9 +62,10 @@ def serve(uri: str | None, port: int | None, run: str | None) -> None:
     store = store_uri(uri or (recorded.uri if recorded else None), RUNS)
     check_store(store, recorded)
     with _ended_by_signals(), held_port(port) as chosen:
+        print(f"starting MLflow on {mask_uri(store)} ...", flush=True)  # it takes seconds
         pages = list(page_lines(store, f"http://{HOST}:{chosen}", recorded.run_id if recorded else None))
         with started(store, chosen) as process:
-            print("\n".join([f"MLflow {mask_uri(store)}", *pages, "ready; Ctrl-C ends it"]), flush=True)
+            print("\n".join([*pages, "ready; Ctrl-C ends it"]), flush=True)
             process.wait()
     raise MedusaError(f"MLflow's server has ended by itself, with status {process.returncode}.")
 
