@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medusa_cl import distributed, resume, stopping
 from medusa_cl.build import begins_alike, resolve_device
+from medusa_cl.claims_run import run_claims
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.configs.sweep import job_number, reported
 from medusa_cl.continuing import read_yaml, resumed
@@ -39,7 +40,7 @@ from medusa_cl.quiet import quiet
 from medusa_cl.shell import mending
 from medusa_cl.study_run import run_study
 
-MODES = ("run", "study")
+MODES = ("run", "study", "claims")
 ONE_BY_ONE = (
     "Processes that train together learn one run, with those of compare=. Start the runs of a sweep or a study one "
     "after the other, each by torchrun, or leave torchrun and trainer.distributed out."
@@ -108,8 +109,8 @@ def _load() -> None:
 def _check_mode(cfg: DictConfig) -> None:
     if cfg.mode not in MODES:
         raise ConfigError(unknown("mode", str(cfg.mode), MODES))
-    if cfg.mode == "study" and (cfg.extend or cfg.remove):
-        raise ConfigError("mode=study learns whole streams: leave extend= and remove= out.")
+    if cfg.mode != "run" and (cfg.extend or cfg.remove):
+        raise ConfigError(f"mode={cfg.mode} learns whole streams: leave extend= and remove= out.")
     if cfg.remove and not cfg.extend:
         raise ConfigError(f"remove={list(cfg.remove)} takes tasks out of a finished run: name it with extend=.")
 
@@ -120,6 +121,8 @@ def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
     _check_mode(cfg)
     if cfg.resume:
         return _with_comparisons(*resumed(cfg, overrides))
+    if cfg.mode == "claims":
+        return run_claims(cfg)
     return run_study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
 
 
@@ -130,7 +133,7 @@ def _join(cfg: DictConfig) -> None:
             f"torchrun has started {distributed.launched()} processes, but each would train alone. Add trainer=ddp "
             "(or trainer.distributed=true), or leave torchrun out."
         )
-    if cfg.mode == "study":
+    if cfg.mode != "run":
         raise ConfigError(ONE_BY_ONE)
     # "cuda" is the device of each process's own from now on.
     cfg.trainer.device = distributed.start(resolve_device(cfg.trainer.device)).split(":")[0]

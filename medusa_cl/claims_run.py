@@ -1,0 +1,147 @@
+"""mode=claims: what features are worth, cell by cell, each kept; the same command goes on with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from medusa_cl import job, stopping
+from medusa_cl.build import check, tracker_of
+from medusa_cl.claims.build import claims_folder, lab_of, plan_of
+from medusa_cl.claims.cells import Cell, grouped
+from medusa_cl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medusa_cl.claims.findings import Results
+    from medusa_cl.claims.lab import Lab
+
+
+def run_claims(cfg: DictConfig) -> None:
+    """Compute every cell that is not kept yet, as far as claims.hours goes, and report on all.
+
+    Raises:
+        ConfigError: A setting of `claims` is wrong.
+    """
+    from medusa_cl.claims import report
+    from medusa_cl.tracking import RunRecorder
+
+    _check(cfg)
+    folder, console, plan = claims_folder(cfg), job.own_console(), plan_of(cfg)
+    lab = lab_of(cfg, folder, console)
+    cells = [cell for section in plan.sections().values() for cell in section]
+    todo = grouped([cell for cell in cells if lab.known(cell) is None])
+    recorder = RunRecorder(folder, tracker_of(cfg))
+    recorder.start(cast(Any, OmegaConf.to_container(cfg, resolve=True)), {"claims": str(cfg.scenario.name)})
+    left = sum(map(len, todo))
+    console.print(f"claims    {len(cells)} cells, {len(cells) - left} of them kept in {folder}", markup=False)
+    status = "FAILED"
+    try:
+        _compute(cfg, folder, todo, console)
+        status = "FINISHED"
+    except stopping.Stopped as stop:
+        status = "KILLED"
+        stop.__notes__ = [f"The same command goes on: every cell that is done is kept in {folder}."]
+        raise
+    finally:
+        results = _write(lab, cfg, folder)
+        recorder.metrics(results.metrics(), 0)
+        recorder.finish(status)
+    console.print(report.console(results, folder, recorder.ui_line()))
+
+
+def _check(cfg: DictConfig) -> None:
+    if cfg.get("claims") is None:
+        raise ConfigError("mode=claims needs a section `claims`, as experiment=rooms_claims has one.")
+    if cfg.claims.hours is not None and not cfg.claims.hours > 0:
+        raise ConfigError(f"Expected claims.hours above 0, or null, but got {cfg.claims.hours}.")
+    check(cfg)
+
+
+def _compute(cfg: DictConfig, folder: Path, todo: Sequence[list[Cell]], console: Any) -> None:
+    """Compute groups of cells, in processes of their own where there are several, until the hours are over."""
+    config, since = OmegaConf.to_container(cfg, resolve=True), time.monotonic()
+    until = None if cfg.claims.hours is None else time.time() + 3600 * float(cfg.claims.hours)
+    total, done = sum(map(len, todo)), 0
+    for lines in _groups_done(todo, int(cfg.trainer.processes), (config, folder, until)):
+        done += len(lines)
+        for line in lines:
+            console.print(line, markup=False)
+        if done:
+            left = (time.monotonic() - since) / done * (total - done)
+            console.print(f"{done}/{total} cells; about {left / 60:.0f} min left", style="dim")
+
+
+def _groups_done(todo: Sequence[list[Cell]], processes: int, given: Any) -> Iterator[list[str]]:
+    """Yield what is to be said of each group when it is done; a process that is stopped loses one cell."""
+    if min(processes, len(todo)) < 2:
+        _set_up(*given)
+        yield from map(_compute_group, todo)
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, given)
+    try:
+        for future in as_completed([pool.submit(_compute_group, group) for group in todo]):
+            yield future.result()
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(*given: Any) -> None:
+    """Begin a worker process."""
+    stopping.deaf()
+    stopping.end_with_parent()
+    _set_up(*given)
+
+
+_lab: Lab | None = None
+_until: float | None = None
+
+
+def _set_up(config: Any, folder: Path, until: float | None) -> None:
+    """Make the lab of a worker process."""
+    global _lab, _until  # a process's own
+    import torch
+
+    cfg = OmegaConf.create(config)
+    torch.set_num_threads(int(cfg.trainer.threads))
+    _lab, _until = lab_of(cast(DictConfig, cfg), folder), until
+
+
+def _compute_group(group: list[Cell]) -> list[str]:
+    """Compute cells in order, none begun after the hours are over; return a line on each."""
+    assert _lab is not None
+    lines = []
+    for cell in group:
+        if _until is not None and time.time() > _until:
+            break
+        found = _lab.compute(cell)
+        lines.append(f"{found['cpu_seconds']:7.0f} CPU s  {cell.label}")
+    return lines
+
+
+def _write(lab: Lab, cfg: DictConfig, folder: Path) -> Results:
+    """Write what is known so far: claims.json and claims.md."""
+    from medusa_cl import kept
+    from medusa_cl.claims import report
+    from medusa_cl.claims.findings import Results
+
+    plan = plan_of(cfg)
+    cells = [cell for section in plan.sections().values() for cell in section]
+    known = {cell: found for cell in cells if (found := lab.known(cell)) is not None}
+    tasks = {name: lab.tasks[name].describe() for name in plan.tasks}
+    results = Results(plan=plan, tasks=tasks, cells=known, about={"data": str(cfg.scenario.name)})
+    for name, text in (("claims.json", results.to_json()), ("claims.md", report.markdown(results))):
+        with kept.whole(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    return results
