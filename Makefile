@@ -12,7 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	&& { echo $$p; break; }; done)
 
 # Two processes with one thread each: the tests are small, and more threads a process only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
+# What they compile is kept: each process that a test starts would compile it again.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # Each file goes to one process, so that what its tests share is made once.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -20,8 +20,9 @@ from medusa_cl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from medusa_cl.claims.findings import Results
     from medusa_cl.claims.lab import Lab
+    from medusa_cl.claims.plan import Plan
+    from medusa_cl.claims.record import Results
 
 
 def run_claims(cfg: DictConfig) -> None:
@@ -30,18 +31,18 @@ def run_claims(cfg: DictConfig) -> None:
     Raises:
         ConfigError: A setting of `claims` is wrong.
     """
-    from medusa_cl.claims import report
+    from medusa_cl.claims.report import console as reported
     from medusa_cl.tracking import RunRecorder
 
     _check(cfg)
     folder, console, plan = claims_folder(cfg), job.own_console(), plan_of(cfg)
     lab = lab_of(cfg, folder, console)
-    cells = [cell for section in plan.sections().values() for cell in section]
+    cells = plan.cells()
     todo = grouped([cell for cell in cells if lab.known(cell) is None])
     recorder = RunRecorder(folder, tracker_of(cfg))
     recorder.start(cast(Any, OmegaConf.to_container(cfg, resolve=True)), {"claims": str(cfg.scenario.name)})
-    left = sum(map(len, todo))
-    console.print(f"claims    {len(cells)} cells, {len(cells) - left} of them kept in {folder}", markup=False)
+    missing = sum(lab.known(cell) is None for cell in cells)
+    console.print(f"claims    {len(cells)} cells, {len(cells) - missing} of them kept in {folder}", markup=False)
     status = "FAILED"
     try:
         _compute(cfg, folder, todo, console)
@@ -51,10 +52,10 @@ def run_claims(cfg: DictConfig) -> None:
         stop.__notes__ = [f"The same command goes on: every cell that is done is kept in {folder}."]
         raise
     finally:
-        results = _write(lab, cfg, folder)
+        results = _write(lab, plan, cfg)
         recorder.metrics(results.metrics(), 0)
         recorder.finish(status)
-    console.print(report.console(results, folder, recorder.ui_line()))
+    console.print(reported(results, folder, recorder.ui_line()))
 
 
 def _check(cfg: DictConfig) -> None:
@@ -130,18 +131,32 @@ def _compute_group(group: list[Cell]) -> list[str]:
     return lines
 
 
-def _write(lab: Lab, cfg: DictConfig, folder: Path) -> Results:
+def _write(lab: Lab, plan: Plan, cfg: DictConfig) -> Results:
     """Write what is known so far: claims.json and claims.md."""
-    from medusa_cl import kept
-    from medusa_cl.claims import report
-    from medusa_cl.claims.findings import Results
+    from medusa_cl import __version__, kept
+    from medusa_cl.claims.record import Results
+    from medusa_cl.claims.report import markdown
+    from medusa_cl.summary import git_commit
 
-    plan = plan_of(cfg)
-    cells = [cell for section in plan.sections().values() for cell in section]
+    splits = ("train", *lab.score_on)
+    about = {
+        "experiment": str(cfg.scenario.name),
+        "data": lab.about["data"],
+        "score_on": list(lab.score_on),
+        "data_hash": {split: lab.data[split].content_hash for split in splits},
+        "images": {split: len(lab.data[split]) for split in splits},
+        "image_size": list(lab.data["train"].image_size),
+        "backbone": str(cfg.backbone.name),
+        "base_steps": cfg.trainer.base_steps,
+        "max_steps": cfg.trainer.max_steps,
+        "version": __version__,
+        "commit": git_commit(),
+    }
+    cells = [cell for group in grouped(plan.cells()) for cell in group]
     known = {cell: found for cell in cells if (found := lab.known(cell)) is not None}
     tasks = {name: lab.tasks[name].describe() for name in plan.tasks}
-    results = Results(plan=plan, tasks=tasks, cells=known, about={"data": str(cfg.scenario.name)})
-    for name, text in (("claims.json", results.to_json()), ("claims.md", report.markdown(results))):
-        with kept.whole(folder / name) as part:
+    results = Results(plan=plan, tasks=tasks, cells=known, about=about)
+    for name, text in (("claims.json", results.to_json()), ("claims.md", markdown(results))):
+        with kept.whole(lab.folder / name) as part:
             part.write_text(text, encoding="utf-8")
     return results

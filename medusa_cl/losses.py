@@ -150,14 +150,14 @@ def l1_depth(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def l1_reshading(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Absolute error of reshading.
+    """Absolute error of a map in [0, 1]: reshading, key points, albedo.
 
     Args:
-        logits: B 1 H W, float.
-        target: B 1 H W, float in [0, 1]; values above 1.5 (255) are ignored.
+        logits: B K H W, float.
+        target: B K H W, float in [0, 1]; values above 1.5 (255) are ignored.
 
     Returns:
-        Sum of absolute errors; number of valid pixels.
+        Sum of absolute errors; number of valid values.
 
     Raises:
         ValueError: If the shapes differ.

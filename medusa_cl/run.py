@@ -122,7 +122,8 @@ def _verb(cfg: DictConfig, overrides: list[str]) -> float | None:
     if cfg.resume:
         return _with_comparisons(*resumed(cfg, overrides))
     if cfg.mode == "claims":
-        return run_claims(cfg)
+        run_claims(cfg)
+        return None
     return run_study(cfg, overrides) if cfg.mode == "study" else _with_comparisons(cfg, overrides)
 
 

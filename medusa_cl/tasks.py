@@ -267,6 +267,12 @@ def reshading(*, name: str = "reshading", loss_weight: float = 1.0) -> DenseTask
     )
 
 
+def albedo(*, name: str = "albedo", loss_weight: float = 1.0) -> DenseTask:
+    """Albedo, the colour without light: L1, RMSE. Target: 3 H W, display values (sRGB) in [0, 1], 255 ignored."""
+    made = reshading(name=name, loss_weight=loss_weight)
+    return dataclasses.replace(made, kind="albedo", channels=3, draw=_draw_colours)
+
+
 def keypoints2d(*, name: str = "keypoints2d", loss_weight: float = 10.0) -> DenseTask:
     """2D keypoints (`geometry.keypoints2d`): as `reshading`. Target: 1 H W in [0, 1], 255 ignored."""
     return dataclasses.replace(reshading(name=name, loss_weight=loss_weight), kind="keypoints2d")
@@ -337,6 +343,7 @@ BUILT_IN: Mapping[str, Callable[..., DenseTask]] = {
         depth,
         normals,
         reshading,
+        albedo,
         keypoints2d,
         curvature,
         regression,
@@ -426,6 +433,11 @@ def _draw_classes(labels: NDArray[Any]) -> NDArray[np.uint8]:
 def _draw_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
     shade = (np.clip(np.where(values > 1.5, 0.5, values)[0], 0, 1) * 255).astype(np.uint8)
     return np.repeat(shade[..., None], 3, axis=2)
+
+
+def _draw_colours(values: NDArray[Any]) -> NDArray[np.uint8]:
+    shades = np.clip(np.where(values > 1.5, 0.5, values), 0, 1) * 255
+    return np.moveaxis(shades.astype(np.uint8), 0, -1)
 
 
 def shown_range(task: DenseTask) -> tuple[float, float] | None:

@@ -145,6 +145,9 @@ def _own() -> Iterable[Verdict]:
         alone=_ALONE,
     )
     yield Verdict("FeatureDistillation", OWN, "Holds features.", config="feature_distillation", protects_shared=True)
+    yield Verdict(
+        "UniversalFeatures", OWN, "Terms on the features of experience 0, for later tasks.", config="universal"
+    )
     yield Verdict("RWalk", OWN, _IMPORTANCE, config="rwalk", protects_shared=True, needs_steps=True)
     yield Verdict("EarlyStopping", OWN, "Ends an experience that gets no better on val.", config="early_stopping")
     yield Verdict("ValSelection", OWN, "Keeps an experience's best epoch on val (trainer.select=val).")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+import yaml
 
 from fake_data import fake_dense_hdf5
 
@@ -38,6 +41,30 @@ def _environment(session_home: Path) -> Iterator[None]:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{session_home / 'mlflow.db'}")
         patch.delenv("MEDUSA_CL_DATA", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _found_once() -> Iterator[None]:
+    """What every run does anew and no test can tell: draw the golden rooms, read YAML slowly, wait for the disk."""
+    import omegaconf._utils as omegaconf
+
+    from medusa_cl.data.rooms import golden
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(golden, "fingerprints", functools.cache(golden.fingerprints))
+        with patch.context() as faster:  # the same grammar, read by libyaml
+            faster.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            loader = omegaconf.get_yaml_loader()
+        patch.setattr(omegaconf, "get_yaml_loader", lambda: loader)
+        patch.setattr(os, "fsync", os.fstat)  # no test cuts the power; a handle must be one still
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported_is_no_garbage() -> None:
+    """What was imported stays: it is not looked through each time that something has become garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def fake_scene(seed: int, split: str, index: int, image_size: tuple[int, int], c
         "reshading": shade,
         "curvature": np.stack([label / 4.0, -label / 8.0], axis=-1),
         "keypoints2d": 1 - shade,
+        "albedo": colour.copy(),
     }
     for name, target in targets.items():
         target[IGNORED] = FIELDS[name].ignore

@@ -97,6 +97,8 @@ def test_scenarios_take_all_the_keys_they_are_configured_with(name: str, roots: 
 
 GROUPS_OF = {
     "rooms_incremental": [("semseg", "depth"), ("normals",), ("edges",), ("reshading",)],
+    "rooms_long": [("semseg", "depth")]
+    + [(n,) for n in ("normals", "edges", "reshading", "albedo", "curvature", "keypoints2d", "saliency")],
     "nyud_incremental": [("semseg", "depth"), ("normals",), ("edges",)],
     "nyud_incremental_long": [(n,) for n in ("semseg", "depth", "normals", "edges", "curvature", "keypoints2d")],
     "pascal_incremental": [("semseg", "human_parts", "saliency"), ("normals",), ("edges",)],

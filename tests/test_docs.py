@@ -20,7 +20,7 @@ from fake_data import fake_dense_hdf5
 from fake_folder import write_folder
 from fake_nyud import write_nyud_pack
 from fake_pascal import write_pascal
-from medusa_cl import load_model
+from medusa_cl import load_model, study_run
 from medusa_cl.configs.check import check_overrides
 from medusa_cl.job import run
 from medusa_cl.prepare import main as prepare
@@ -28,6 +28,7 @@ from medusa_cl.resume import FREE
 from medusa_cl.scenarios.folder import folder_incremental
 from medusa_cl.strategies import compose as verdicts
 from medusa_cl.strategies.medusa import Medusa
+from medusa_cl.study import plan
 from small_run import without_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,7 @@ README, CONTRIBUTING, DATA, RUNNING, RESUMING = (
     for name in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/running.md", "docs/resuming.md")
 )
 COMMANDS = re.findall(r"^python -m medusa_cl\.run(.*)$", README, re.MULTILINE)
+STUDIES = [command for command in COMMANDS if "mode=study" in command]  # each learns what the others do, many times
 
 
 def section(title: str) -> tuple[dict[str, str], int]:
@@ -120,7 +122,7 @@ def learnt(*overrides: str) -> dict[str, object]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in STUDIES])
 def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As typed, but for sizes; of a sweep the first combination."""
     without_pictures(monkeypatch)
@@ -145,11 +147,25 @@ def test_commands_of_the_readme_run(command: str, tmp_path: Path, monkeypatch: p
     assert (Path(str(summary["run_dir"])) / "summary.json").is_file()
 
 
+@pytest.mark.parametrize("command", STUDIES)
+def test_studies_of_the_readme_are_planned(command: str) -> None:
+    """As typed: its runs, and the configuration of the last; that studies are learnt is seen in tests of their own."""
+    arguments = command.split("#")[0].split()
+    check_overrides(arguments)
+    with initialize_config_module("medusa_cl.configs", version_base="1.3"):
+        cfg = compose("config", arguments)
+        held_out = [*cfg.scenario.base, *cfg.scenario.stream] if cfg.study.leave_one_out else ()
+        planned = plan(cfg.study.members, cfg.study.seeds, cfg.study.orders, held_out)
+        last = study_run._member_config(study_run._common(arguments), planned[-1])
+    assert len(planned) == len({*planned}) >= 8
+    assert last.seed == planned[-1].seed
+
+
 def test_what_was_learnt_is_used_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command that is no training, as typed, one after the other."""
     without_pictures(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    learnt(*TINY_ROOMS)
+    learnt(*TINY_ROOMS, "scenario.stream=[normals]")  # a file is exported in a time that grows with its heads
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (40, 30), "green").save("photos/kitchen.jpg")
     commands = re.findall(r"^python -m medusa_cl\.(predict|export|heads|track) (.*)$", README, re.MULTILINE)

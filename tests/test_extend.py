@@ -361,18 +361,34 @@ def plugins(name: str) -> list[Any]:
 IDLE = [name for name in NAMES if all(map(compose.idle_at_first, plugins(name)))]
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", IDLE)
-def test_plugins_that_share_a_base_do_nothing_to_it(
-    name: str, tiny_model: Callable[..., MultiTaskModel], tiny_scenario: DenseScenario
-) -> None:
-    states = []
-    for composed in ([], plugins(name)):
+Learn = Callable[[list[Any]], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def learn_base(tiny_model: Callable[..., MultiTaskModel], tiny_scenario: DenseScenario) -> Learn:
+    """`(plugins) -> the weights after the base`."""
+
+    def learn(composed: list[Any]) -> dict[str, torch.Tensor]:
         options = {"freeze": "none", "freeze_old_heads": False, "batch_size": 4, "max_steps": 5, "epochs": 9}
         strategy = Medusa(model=tiny_model(), plugins=composed, **options)
         strategy.train(tiny_scenario.train_stream[0], eval_streams=[])
-        states.append({key: value.clone() for key, value in strategy.model.state_dict().items()})
-    assert [key for key, value in states[0].items() if not torch.equal(value, states[1][key])] == []
+        return {key: value.clone() for key, value in strategy.model.state_dict().items()}
+
+    return learn
+
+
+@pytest.fixture(scope="module")
+def base_without_plugins(learn_base: Learn) -> dict[str, torch.Tensor]:
+    return learn_base([])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", IDLE)
+def test_plugins_that_share_a_base_do_nothing_to_it(
+    name: str, learn_base: Learn, base_without_plugins: dict[str, torch.Tensor]
+) -> None:
+    state = learn_base(plugins(name))
+    assert [key for key, value in base_without_plugins.items() if not torch.equal(value, state[key])] == []
 
 
 def test_some_plugins_share_a_base() -> None:

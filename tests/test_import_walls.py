@@ -1,6 +1,7 @@
 """Who may import what, from the sources and from what really gets loaded."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def imports(source: str) -> Iterator[str]:
                 yield node.args[0].value
 
 
+@functools.cache
 def top_levels(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path.read_text(encoding="utf-8"))}
 

@@ -69,7 +69,7 @@ def run(model: MultiTaskModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def predictor(run: Path) -> Predictor:
     return Predictor(run)
 

@@ -27,28 +27,31 @@ from medusa_cl.stopping import Stopped
 from medusa_cl.study_run import run_study
 from small_run import SMALL, config, miniature, without_pictures
 
+PLAIN = "head=plain"  # the smallest head there is: what is kept besides the heads is in the plugins
 STRATEGIES = {
     "medusa": [],
-    "finetune": ["strategy=finetune"],
-    "ewc_replay": ["strategy=finetune", "plugins=[ewc,replay]"],
+    "finetune": ["strategy=finetune", PLAIN],
+    "ewc_replay": ["strategy=finetune", "plugins=[ewc,replay]", PLAIN],
     "lwf": ["strategy=finetune", "plugins=[lwf]"],
-    "der": ["strategy=finetune", "plugins=[der]"],
-    "online_ewc_si": ["strategy=finetune", "plugins=[ewc_online,si]"],
-    "agem": ["strategy=finetune", "plugins=[agem]"],
-    "single_task": ["strategy=single_task"],
+    "der": ["strategy=finetune", "plugins=[der]", PLAIN],
+    "online_ewc_si": ["strategy=finetune", "plugins=[ewc_online,si]", PLAIN],
+    "agem": ["strategy=finetune", "plugins=[agem]", PLAIN],
+    "single_task": ["strategy=single_task", PLAIN],
     "joint_decoder": ["strategy=mtinet"],
-    "epochs": ["trainer.max_steps=null", "trainer.base_steps=null", "trainer.epochs=2", "trainer.batch_size=3"],
+    "epochs": ["trainer.max_steps=null", "trainer.base_steps=null", "trainer.epochs=2", "trainer.batch_size=3", PLAIN],
     "early_stopping": [
         "trainer.epochs=3",
         "trainer.max_steps=null",
         "scenario.val_fraction=0.25",
         "plugins=[early_stopping]",
+        PLAIN,
     ],
     "disk_val": [
         "strategy.cache_features=disk",
         "trainer.workers=1",
         "scenario.val_fraction=0.25",
         "trainer.select=val",
+        PLAIN,
     ],
 }
 STREAM = "scenario.stream=[normals]"

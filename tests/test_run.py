@@ -312,7 +312,8 @@ def test_the_command_line(home: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert wrong.returncode == 1
     assert wrong.stderr.strip() == (
         'error: Unknown scenario "rooms_incremantal". Did you mean "rooms_incremental"? '
-        "Known: folder_incremental, nyud_incremental, nyud_incremental_long, pascal_incremental, rooms_incremental."
+        "Known: folder_incremental, nyud_incremental, nyud_incremental_long, pascal_incremental, rooms_incremental, "
+        "rooms_long."
     )
     capfd.readouterr()
     assert typed(*SMALL) == 2

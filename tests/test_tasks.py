@@ -23,6 +23,7 @@ VARIANTS = {
     "depth": tasks.depth(),
     "normals": tasks.normals(loss_weight=1.5),
     "reshading": tasks.reshading(),
+    "albedo": tasks.albedo(loss_weight=2.0),
     "keypoints2d": tasks.keypoints2d(),
     "curvature": tasks.curvature(loss_weight=0.2),
     "regression": tasks.regression(3, unit="degC", shown=(10, 40), name="warmth"),
@@ -45,6 +46,8 @@ def target_for(task: DenseTask, ignored: bool = True) -> Tensor:
         target = (value[0] * task.channels).long()
     elif task.kind in ("curvature", "regression"):
         target = logits_for(task, 1)[0]
+    elif task.kind == "albedo":
+        target = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(1))
     elif task.kind == "normals":
         target = torch.nn.functional.normalize(logits_for(task, 1)[0], dim=0)
     else:
@@ -133,7 +136,7 @@ def test_the_sign_is_the_metrics_direction() -> None:
         "semseg", "semseg_named", "human_parts", "saliency", "edges",
     }  # fmt: skip
     assert {name for name, sign in signs.items() if sign == -1} == {
-        "depth", "normals", "reshading", "keypoints2d", "curvature", "regression",
+        "depth", "normals", "reshading", "albedo", "keypoints2d", "curvature", "regression",
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medusa_cl.strategies.medusa import Medusa
 
 HEADS = Path(__file__).parents[1] / "configs" / "head"
+PROBE: dict[str, Any] = {"plugins": {}, "trainer": {"base_steps": None}}  # a head takes the steps of a new task
 
 
 def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
@@ -45,9 +46,10 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
         return kind(backbone, head_factory(_arguments(config)), str(cfg.trainer.precision))
 
     def strategy(model: MultiTaskModel, source: str | None, seed: int, options: Mapping[str, Any]) -> Medusa:
-        recipe = sources[source] if source is not None else {"plugins": {}, "trainer": {"base_steps": None}}
+        recipe = sources[source] if source is not None else PROBE
         plugins = [instantiate(dict(plugin)) for plugin in recipe["plugins"].values()]
-        return make(model, plugins=plugins, **({"seed": seed} | dict(recipe["trainer"]) | dict(options)))
+        given: dict[str, Any] = {"seed": seed, **recipe["trainer"], **options}
+        return make(model, plugins=plugins, **given)
 
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in NO_MATTER}
     return Lab(
@@ -62,7 +64,7 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
             **{name: _arguments(config) for name, config in heads.items()},
             **{name: {**recipe, "head": _arguments(heads[recipe["head"]])} for name, recipe in sources.items()},
         },
-        about={"device": device, "packages": packages()},
+        about={"data": scenario.name, "device": device, "packages": packages(), "threads": int(cfg.trainer.threads)},
         folder=folder,
         score_on=tuple(cfg.claims.score_on),
         notify=console.print if console is not None else lambda line: None,
@@ -77,10 +79,11 @@ def plan_of(cfg: DictConfig) -> Plan:
     """
     claims: Any = OmegaConf.to_container(cfg.claims, resolve=True)
     defaults = {key: claims[key] for key in ("init", "labels", "seeds", "heads", "compared")}
+    tasks = (*cfg.scenario.base, *cfg.scenario.stream)
     plan = Plan(
-        tasks=(*cfg.scenario.base, *cfg.scenario.stream),
+        tasks=tasks,
         base=tuple(claims["base"]),
-        held_out=tuple(claims["held_out"]),
+        held_out=tuple(tasks if claims["held_out"] is None else claims["held_out"]),
         settings=settings_of(claims["settings"], defaults),
         parity=tuple(claims["parity"]),
         ablations=tuple(claims["ablations"]),

@@ -22,6 +22,7 @@ from medusa_cl.models.backbone import Backbone
 from medusa_cl.models.multitask import MultiTaskModel
 from medusa_cl.scenarios.dense import dense_scenario
 from medusa_cl.strategies.medusa import Medusa
+from medusa_cl.summary import gflops
 from medusa_cl.tasks import DenseTask
 
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -108,37 +109,38 @@ class Lab:
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Return a cell, computed where it is not kept."""
-        if (found := self.known(cell)) is not None:
-            return found
+        if (kept_one := self.known(cell)) is not None:
+            return kept_one
         self.notify(cell.label)
         since, cpu = time.perf_counter(), time.process_time()
-        scores, parameters = self._pretrain(cell) if isinstance(cell, Pretraining) else self._probe(cell)
+        found = self._pretrain(cell) if isinstance(cell, Pretraining) else self._probe(cell)
         spent = {"seconds": time.perf_counter() - since, "cpu_seconds": time.process_time() - cpu}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        content = {"cell": asdict(cell), "scores": scores, "parameters": parameters, "at": now, **spent, **self.about}
+        content = {"cell": asdict(cell), **found, "at": now, **spent, **self.about}
         kept.write(self.place(cell), content)
         return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # as it will be read
 
     def _directory(self, pretraining: Pretraining) -> Path:
         return self.folder / "models" / self.place(pretraining).stem
 
-    def _pretrain(self, cell: Pretraining) -> tuple[Scores, int]:
+    def _pretrain(self, cell: Pretraining) -> dict[str, Any]:
         model = self.model(cell.source, self.backbone(cell.init, cell.seed))
         strategy = self.strategy(
             model, cell.source, cell.seed, {"freeze": "none", "freeze_old_heads": False, "cache_features": "off"}
         )
         self._learn(strategy, cell.tasks, cell.labels)
         save_model(model, self._directory(cell))
-        return self._scores(strategy, cell.tasks), _count(model)
+        cost = {"parameters": _count(model), "gflops": gflops(model, self.data["train"].image_size)}
+        return {"scores": self._scores(strategy, cell.tasks), **cost}
 
-    def _probe(self, cell: Probe) -> tuple[Scores, int]:
+    def _probe(self, cell: Probe) -> dict[str, Any]:
         if cell.backbone != self._of:
             self._of, self._features = cell.backbone, {}
         model = self.model(cell.head, self._frozen(cell.backbone))
         options = {"freeze": "backbone", "freeze_from": 0, "kept": self._features}
         strategy = self.strategy(model, None, cell.backbone.seed, options)
         self._learn(strategy, (cell.task,), cell.labels)
-        return self._scores(strategy, (cell.task,)), model.parameters_of(cell.task)
+        return {"scores": self._scores(strategy, (cell.task,)), "parameters": model.parameters_of(cell.task)}
 
     def _frozen(self, pretraining: Pretraining) -> Backbone:
         if not pretraining.trained:

@@ -87,6 +87,10 @@ class Plan:
             seen |= set(found[name])
         return found
 
+    def cells(self) -> list[Cell]:
+        """Return all cells, in the order in which they are wanted."""
+        return [cell for section in self.sections().values() for cell in section]
+
     def pretraining(self, source: str, tasks: tuple[str, ...], setting: Setting, seed: int) -> Pretraining:
         """Return a source's backbone in a setting; the one that comes with its first weights depends on no tasks."""
         if source == AS_IT_COMES:

@@ -16,6 +16,7 @@ Each entry but `splits` is a task, in the folder of its name unless `folder` say
     depth         stored * scale + offset = metres; 0 is always ignored. Files of integers need a scale
     normals       8- or 16-bit colours for [-1, 1], or float H W 3; frame: where x, y, z point (default: rdf)
     reshading, keypoints2d    8 or 16 bits for [0, 1], or floats; stored * scale + offset where a scale is given
+    albedo        the same, H W 3
     curvature     H W 2; stored * scale + offset = 1/m
     regression    stored * scale + offset; unit, channels, shown: [low, high] of pictures
 """
@@ -61,6 +62,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "depth": (*_EVERY, *_LINEAR, "unit"),
     "normals": (*_EVERY, "frame"),
     "reshading": (*_EVERY, *_LINEAR),
+    "albedo": (*_EVERY, *_LINEAR),
     "keypoints2d": (*_EVERY, *_LINEAR),
     "curvature": (*_EVERY, *_LINEAR),
     "regression": (*_EVERY, *_LINEAR, "unit", "channels", "shown"),
@@ -428,6 +430,7 @@ _VALUES: Mapping[str, Callable[[FolderTask, Array, Path], Array]] = {
     "depth": _depth,
     "normals": _normals,
     "reshading": _share,
+    "albedo": _share,
     "keypoints2d": _share,
     "curvature": _numbers,
     "regression": _numbers,

@@ -178,6 +178,7 @@ FIELDS: Mapping[str, Field] = {
     "edges": Field(dtype="u1", kind="value", ignore=255, limit=1),
     "saliency": Field(dtype="u1", kind="value", ignore=255, limit=1),
     "reshading": Field(dtype="u1", kind="value", scale=1 / 254, ignore=255, limit=254),
+    "albedo": Field(dtype="u1", kind="value", scale=1 / 254, ignore=255, limit=254, components=3),
     "instances": Field(dtype="<u2", kind="label"),
     "curvature": Field(dtype="<f2", kind="value", unit="1/m", ignore=255, limit=10, components=2),
     "keypoints2d": Field(dtype="u1", kind="value", scale=1 / 254, ignore=255, limit=254),

@@ -13,6 +13,7 @@ PREDICTS = {
     "depth": "Depth along the optical axis, in metres",
     "normals": "Unit surface normals in the camera's frame, x right, y down, z forward",
     "reshading": "Brightness under a light at the camera, where 0 is dark and 1 is bright",
+    "albedo": "The colour of every pixel without light, sRGB from 0 to 1",
     "keypoints2d": "How much of a 2D keypoint every pixel is, where targets lie from 0 to 1",
     "curvature": "The two principal curvatures, in 1/m",
 }

@@ -208,7 +208,8 @@ def model_hashes(found: Trained) -> dict[str, str]:
 
 def value_unit(task: DenseTask) -> str:
     """Return the unit of a task's values, in words; `task.unit` is that of its metric."""
-    by_kind = {"normals": "unit vector: x right, y down, z forward", "reshading": "0..1", "keypoints2d": "0..1"}
+    maps = dict.fromkeys(("reshading", "albedo", "keypoints2d"), "0..1")
+    by_kind = maps | {"normals": "unit vector: x right, y down, z forward"}
     by_output = {"classes": "class", "binary": "probability"}
     return by_output.get(task.output) or by_kind.get(task.kind) or task.unit
 

@@ -19,7 +19,8 @@ from medusa_cl.errors import ConfigError
 CLAIMS = [
     "+claims.hours=null", "+claims.score_on=[test]", "+claims.init=random", "+claims.labels=1.0", "+claims.seeds=[0]",
     "+claims.heads=[plain,medusa_light]", "+claims.compared=[none,plain]", "+claims.settings=[{}]",
-    "+claims.sources.plain.head=plain", "+claims.sources.medusa.head=medusa_light", "+claims.sources.mtinet.head=mtinet",
+    "+claims.sources.plain.head=plain", "+claims.sources.medusa.head=medusa_light",
+    "+claims.sources.mtinet.head=mtinet",
     "+claims.base=[semseg,depth]", "+claims.held_out=[normals]", "+claims.parity=[mtinet]", "+claims.ablations=[]",
     "+claims.single_task=false",
 ]  # fmt: skip
@@ -87,7 +88,9 @@ def test_a_share_is_the_first_images(fake_splits: Any) -> None:
     assert torch.equal(share.target(1, "depth"), whole.target(1, "depth"))  # type: ignore[arg-type]
 
 
-SETTING = Setting(init="imagenet", labels=1.0, seeds=(0, 1), heads=("plain", "medusa_light"), sources=("none", "plain", "medusa"))
+SETTING = Setting(
+    init="imagenet", labels=1.0, seeds=(0, 1), heads=("plain", "medusa_light"), sources=("none", "plain", "medusa")
+)
 PLAN = Plan(tasks=("a", "b", "c"), base=("a",), held_out=("a", "b", "c"), settings=(SETTING,), parity=("medusa",))
 
 

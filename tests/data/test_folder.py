@@ -306,6 +306,14 @@ def test_shares(tmp_path: Path, kind: str, entry: str, stored: float, dtype: str
     assert found[3, 4] == pytest.approx(0.2, abs=0.002) and found[0, 0] == 0 and found[0, 7] == 255
 
 
+def test_albedo(tmp_path: Path) -> None:
+    array = np.full((*SIZE, 3), 255, np.uint8)
+    array[2, 3], array[0, 0] = (51, 0, 255), 7
+    found = read(tmp_path, "kind: albedo, ignore: 7", array, ".png")
+    assert found[2, 3].tolist() == pytest.approx([0.2, 0, 1], abs=0.002) and found[1, 1].tolist() == [1, 1, 1]
+    assert found[0, 0].tolist() == [255, 255, 255]
+
+
 def test_curvature(tmp_path: Path) -> None:
     array = np.zeros((*SIZE, 2), np.float32)
     array[2, 3], array[0, 0] = (1.5, -2), np.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,10 +21,14 @@ from medusa_cl.data import rooms
 from medusa_cl.data.hdf5 import FIELDS, HDF5Data
 from medusa_cl.data.rooms import cache
 from medusa_cl.data.rooms.draws import Draw, noise
+from medusa_cl.data.rooms.fixtures import RECESS
 from medusa_cl.data.rooms.golden import GOLDEN, fingerprints
 from medusa_cl.data.rooms.layout import build
 from medusa_cl.data.rooms.render import CREASE, JUMP, camera_normals, edge_map, facing, look
-from medusa_cl.errors import DataError
+from medusa_cl.data.rooms.scene import BOX, TUBE, Material, Part, Scene, Turn
+from medusa_cl.data.rooms.style import HELD_OUT, STYLES, Style
+from medusa_cl.data.rooms.textures import PATTERNS, Spot, albedo
+from medusa_cl.errors import ConfigError, DataError
 
 SIZE = (48, 64)
 INDICES = (0, 11, 5_000_004, 10_000_000)
@@ -55,6 +60,17 @@ def geometry(index: int, size: tuple[int, int] = SIZE):
 def test_golden_rooms_are_the_same_bits(key: str) -> None:
     index, height, width = map(int, key.replace("@", "x").split("x"))
     assert fingerprints(index, (height, width)) == GOLDEN[key]
+
+
+def test_what_is_golden_stays_so_while_the_version_does() -> None:
+    """rooms-v1 is never changed. Whoever makes rooms-v2 adds its line here."""
+    pinned = {"v1": "698ffbb6d0f8bc7064858b6cd05009ef01a8d67975c1ef1f475dcc01e6b70d0a"}
+    assert pinned[rooms.VERSION] == rooms.golden_hash()
+    fields = {name for hashes in GOLDEN.values() for name in hashes}
+    assert all(set(hashes) == fields == set(rooms.render_room(0, (8, 8))) for hashes in GOLDEN.values())
+    firsts = sorted(rooms.SPLITS.values())
+    indices = [int(key.split("@")[0]) for key in GOLDEN]
+    assert {max(first for first in firsts if first <= index) for index in indices} == set(firsts)  # one of each split
 
 
 def test_golden_ok_notices_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +121,10 @@ def test_noise_is_smooth_and_in_range() -> None:
 
 def test_arrays_are_in_stored_types(pictures: dict[int, dict[str, np.ndarray]]) -> None:
     for room in pictures.values():
-        assert set(room) == {"image", "semseg", "depth", "normals", "edges", "reshading", "instances"}
+        assert set(room) == {
+            "image", "semseg", "depth", "normals", "edges", "reshading", "albedo", "curvature", "keypoints2d",
+            "saliency", "instances",
+        }  # fmt: skip
         for name, array in room.items():
             assert array.dtype == np.dtype(FIELDS[name].dtype)
             assert array.shape == SIZE + FIELDS[name].channels
@@ -145,7 +164,7 @@ def test_depth_is_along_the_axis_and_in_the_room(pictures: dict[int, dict[str, n
         point = np.stack(view.point, -1).astype(np.float64)
         depth = (point - np.array(scene.camera.position)) @ np.array(scene.camera.forward)
         assert np.abs(room["depth"].ravel() - depth * 1000).max() < 1.0
-        assert np.abs(point[:, 0]).max() < scene.half[0] + 1e-3 and point[:, 1].min() > -1e-3
+        assert np.abs(point[:, 0]).max() < scene.half[0] + RECESS + 1e-3 and point[:, 1].min() > -1e-3
 
 
 def slow_edges(depth: np.ndarray, normal: np.ndarray, face: np.ndarray) -> np.ndarray:
@@ -214,7 +233,8 @@ def test_images_are_exposed_and_smooth_at_edges(pictures: dict[int, dict[str, np
 
 def test_palette_and_splits() -> None:
     assert len(rooms.PALETTE) == len(rooms.CLASSES) == 19 == len(set(rooms.PALETTE))
-    assert rooms.SPLITS == {"train": 0, "val": 5_000_000, "test": 10_000_000, "confirm": 20_000_000}
+    first = {"train": 0, "val": 5_000_000, "test": 10_000_000, "confirm": 20_000_000, "confirm_style": 30_000_000}
+    assert first == rooms.SPLITS
 
 
 # The cache
@@ -402,3 +422,164 @@ def test_a_script_without_the_guard_still_gets_its_rooms(home: Path, tmp_path: P
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == rooms.rooms_path(TINY).name
+
+
+# ---- the look
+
+
+def cornered(part: Part, turn: Turn) -> tuple[list[float], list[float]] | None:
+    """The corners of a part in the frame of a turn, if its sides lie along that frame's axes."""
+    (c, s), (pc, ps), (x, y, z) = turn, part.turn, part.centre
+    cosine, sine = pc * c + ps * s, ps * c - pc * s
+    if min(abs(cosine), abs(sine)) > 1e-6:
+        return None
+    hx, hy, hz = part.half if abs(cosine) > 0.5 else (part.half[2], part.half[1], part.half[0])
+    middle = x * c - z * s, y, x * s + z * c
+    return [m - h for m, h in zip(middle, (hx, hy, hz), strict=True)], [
+        m + h for m, h in zip(middle, (hx, hy, hz), strict=True)
+    ]
+
+
+def swallowed(scene: Scene, point: np.ndarray) -> bool:
+    """Whether a point lies within some part, under the floor, above the ceiling, or in a wall away from openings."""
+    if not 0.0 < point[1] < 2 * scene.half[1]:
+        return True
+    walled = abs(point[0]) > scene.half[0] or abs(point[2]) > scene.half[2]
+    if walled and not any(
+        (point > np.array(low) - 0.2).all() and (point < np.array(high) + 0.2).all() for low, high in scene.openings
+    ):
+        return True
+    for part in scene.parts:
+        if not part.lying:
+            (c, s), (x, y, z) = part.turn, point - np.array(part.centre)
+            local = np.array([x * c - z * s, y, x * s + z * c]) / np.array(part.half)
+            flat = local[0] ** 2 + local[2] ** 2
+            radius = 1.0 + part.taper * local[1]
+            round_ = flat < radius * radius and abs(local[1]) < 1 if part.shape == TUBE else flat + local[1] ** 2 < 1
+            if (np.abs(local) < 1).all() if part.shape == BOX else round_:
+                return True
+    return False
+
+
+def fighting(scene: Scene) -> list[tuple[Part, Part]]:
+    """Boxes and upright tubes whose faces look the same way within 1 mm of each other, overlap, and can be seen."""
+    solids = [part for part in scene.parts if part.shape == BOX or (part.shape == TUBE and not part.lying)]
+    found = []
+    for number, first in enumerate(solids):
+        low, high = cornered(first, first.turn) or ([], [])
+        for second in solids[number + 1 :]:
+            reach = sum(first.half) + sum(second.half)
+            if any(abs(a - b) > reach for a, b in zip(first.centre, second.centre, strict=True)):
+                continue
+            other = cornered(second, first.turn)
+            if other is None:
+                continue
+            starts = [max(a, b) for a, b in zip(low, other[0], strict=True)]
+            ends = [min(a, b) for a, b in zip(high, other[1], strict=True)]
+            wide = [b - a > 2e-3 for a, b in zip(starts, ends, strict=True)]
+            for axis in range(3) if first.shape == second.shape == BOX else (1,):
+                for corners, others, sign in ((low, other[0], -1), (high, other[1], 1)):
+                    near = abs(corners[axis] - others[axis]) < 1e-3
+                    if near and all(wide[k] for k in range(3) if k != axis):
+                        middle = [(a + b) / 2 for a, b in zip(starts, ends, strict=True)]
+                        middle[axis] = corners[axis] + sign * 2e-3
+                        (c, s), (x, y, z) = first.turn, middle
+                        if not swallowed(scene, np.array([x * c + z * s, y, z * c - x * s])):
+                            found.append((first, second))
+    return found
+
+
+def test_no_two_faces_lie_in_one_plane() -> None:
+    """Else rounding decides, pixel by pixel, which of the two is seen."""
+    for index in range(15):
+        assert fighting(build(index)) == []
+
+
+def test_faces_in_one_plane_are_found() -> None:
+    scene = build(0)
+    box = next(part for part in scene.parts if part.shape == BOX and part.label == rooms.CLASSES.index("door"))
+    twin = box._replace(half=(box.half[0] / 2, *box.half[1:]))
+    assert (box, twin) in fighting(dataclasses.replace(scene, parts=(box, twin)))
+
+
+@pytest.mark.parametrize("index", range(0, 12))
+def test_furniture_stands_within_the_room(index: int) -> None:
+    scene = build(index)
+    for part in scene.parts:
+        if rooms.CLASSES[part.label] not in ("window", "rug"):  # windows reach into the wall, a rug may run under it
+            reach = [abs(x) for x in part.turn]
+            half_x = part.half[0] * reach[0] + part.half[2] * reach[1]
+            half_z = part.half[2] * reach[0] + part.half[0] * reach[1]
+            assert abs(part.centre[0]) + half_x < scene.half[0] + 0.04
+            assert abs(part.centre[2]) + half_z < scene.half[2] + 0.04
+            assert part.centre[1] - part.half[1] > -0.001
+
+
+def test_windows_are_recessed_and_every_opening_is_closed() -> None:
+    """Through an opening the eye meets reveals, frames or the pane: behind the wall's face, never beyond the pane."""
+    deepest = []
+    for index in range(12):
+        scene, view = geometry(index)
+        point = np.stack(view.point, -1)
+        beyond = np.maximum(np.abs(point[:, 0]) - scene.half[0], np.abs(point[:, 2]) - scene.half[2])
+        assert beyond.max() < RECESS + 0.001
+        labels = np.array([part.label for part in scene.parts])
+        assert (labels[view.part[beyond > 0.001]] == rooms.CLASSES.index("window")).all()
+        assert (view.part[beyond > 0.001] >= 0).all()
+        deepest.append(beyond.max())
+    assert sum(depth > RECESS - 0.001 for depth in deepest) >= 3
+
+
+def test_a_style_changes_the_materials_alone() -> None:
+    for index in (3, 7):
+        scenes = [build(index, name) for name in (*STYLES, HELD_OUT)]
+        solids = [[part[:3] for part in scene.parts if part.label != rooms.CLASSES.index("window")] for scene in scenes]
+        assert len({scene.half for scene in scenes}) == 1 and len({scene.camera for scene in scenes}) == 1
+        assert all(solid == solids[0] for solid in solids)
+        assert len({scene.shell for scene in scenes}) == len(scenes)
+
+
+def test_training_rooms_have_every_training_style_and_never_the_other() -> None:
+    names = [Style(Draw(index, 1)).name for index in range(100)]
+    assert set(names) == set(STYLES) and HELD_OUT not in STYLES
+    held = {part.material.pattern for index in range(8) for part in build(index, HELD_OUT).parts}
+    scenes = [build(index) for index in range(20)]
+    trained = {part.material.pattern for scene in scenes for part in scene.parts}
+    assert held - trained >= {"steel", "scaffold", "chevron", "patches"}
+    shells = {face.pattern for scene in scenes for face in scene.shell}
+    assert not shells & {"concrete", "brick", "tread", "corrugated", "scaffold", "steel"}
+
+
+def test_an_unknown_style_is_named() -> None:
+    with pytest.raises(ConfigError, match=r'style of rooms "industial".*"industrial"'):
+        build(0, "industial")
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+def test_every_pattern_is_a_float32_colour_that_fades_far_away(name: str) -> None:
+    u, v = (a.ravel() for a in np.meshgrid(np.linspace(-1, 1, 96, dtype=np.float32), np.linspace(-1, 1, 96)))
+    v = v.astype(np.float32)
+    one = np.ones_like(u)
+    material = Material(name, (0.8, 0.4, 0.3), (0.3, 0.5, 0.6), (0.1, 0.2, 0.1), 1.0, 7)
+    for width in (0.002, 0.5):
+        colours = np.stack(albedo(Spot(u, v, one * np.float32(width), one, one, material)))
+        assert colours.dtype == np.float32 and colours.shape == (3, u.size)
+        assert colours.min() >= 0.0 and colours.max() <= 1.0
+
+
+def test_herringbone_lays_boards_of_one_by_five() -> None:
+    """Every board has one tone; at 45 degrees its five squares lie in a row, and no two boards overlap."""
+    side = 0.075
+    x, y = (a.ravel().astype(np.float32) + 0.5 for a in np.meshgrid(np.arange(40), np.arange(40)))
+    u, v = (x + y) * np.float32(side * 0.70710678), (x - y) * np.float32(side * 0.70710678)
+    one = np.ones_like(u)
+    flat = Material("herringbone", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1.0, 3)
+    red = albedo(Spot(u, v, one * np.float32(1e-3), one, one, flat))[0]
+    sizes = np.unique(np.round(red, 5), return_counts=True)[1]
+    assert np.median(sizes) == 5
+
+
+def test_no_class_fills_the_picture() -> None:
+    for index in range(20):
+        room = rooms.render_room(index, (24, 32))["semseg"]
+        assert np.bincount(room.ravel()).max() < 0.7 * room.size

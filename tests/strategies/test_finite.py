@@ -21,7 +21,7 @@ from avalanche.training.plugins import (
 from torch import Tensor
 
 from medusa_cl.errors import ConfigError, TrainingError
-from medusa_cl.models import MultiTaskModel
+from medusa_cl.models import MultiTaskModel, PlainHead
 from medusa_cl.scenarios.dense import DenseScenario
 from medusa_cl.strategies import finite
 from medusa_cl.strategies.distillation import DenseDER, DenseLwF
@@ -32,6 +32,12 @@ from medusa_cl.strategies.rwalk import KEPT, RWalk
 
 Model = Callable[..., MultiTaskModel]
 POISONS = ("image", "loss", "infinite loss", "gradient", "at last")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_model: Model) -> Model:
+    """With small heads: it is losses and gradients that are looked at."""
+    return functools.partial(tiny_model, head=functools.partial(PlainHead, mix_width=8))
 
 
 class Poison(SupervisedPlugin):  # type: ignore[misc]

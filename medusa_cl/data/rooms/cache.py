@@ -3,8 +3,6 @@
 import contextlib
 import errno
 import functools
-import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -18,17 +16,14 @@ import numpy as np
 from filelock import FileLock
 
 from medusa_cl.data.parallel import in_order
-from medusa_cl.data.rooms.golden import GOLDEN, golden_ok
+from medusa_cl.data.rooms.golden import VERSION, golden_hash, golden_ok
 from medusa_cl.data.rooms.render import Arrays, render_room
 from medusa_cl.data.rooms.scene import CLASSES, PALETTE
+from medusa_cl.data.rooms.splits import LARGEST_SPLIT, SPLITS
 from medusa_cl.errors import DataError, unknown
 
-VERSION = "1"
-"""Raised whenever any image changes."""
-SPLITS: dict[str, int] = {"train": 0, "val": 5_000_000, "test": 10_000_000, "confirm": 20_000_000}
-"""First index of each split: ranges, not shuffles, so that more images never change the ones before."""
 CHUNK = 16
-BYTES_PER_PIXEL = 6
+BYTES_PER_PIXEL = 8
 """On disk, compressed; generous."""
 
 Progress = Callable[[int, int], None]
@@ -45,7 +40,7 @@ def cache_dir() -> Path:
 
 def rooms_path(size: tuple[int, int]) -> Path:
     """The file that holds rooms of this size; its name changes whenever an image would."""
-    return cache_dir() / f"rooms-{VERSION}-{size[0]}x{size[1]}-{_golden_hash()[:8]}.h5"
+    return cache_dir() / f"rooms-{VERSION}-{size[0]}x{size[1]}-{golden_hash()[:8]}.h5"
 
 
 def rooms_file(
@@ -91,8 +86,8 @@ def _checked(size: tuple[int, int], counts: Mapping[str, int]) -> tuple[int, int
     for split, count in counts.items():
         if split not in SPLITS:
             raise DataError(unknown("split of rooms", split, SPLITS))
-        if not 0 <= count <= 5_000_000:
-            raise DataError(f"Expected 0 to 5000000 rooms in {split}, but got {count}.")
+        if not 0 <= count <= LARGEST_SPLIT:
+            raise DataError(f"Expected 0 to {LARGEST_SPLIT} rooms in {split}, but got {count}.")
     height, width = size
     if not (8 <= height <= 4096 and 8 <= width <= 4096):
         raise DataError(f"Expected rooms of 8 to 4096 pixels a side, but got {height} x {width}.")
@@ -105,16 +100,12 @@ def _cannot_write(path: Path, error: OSError) -> str:
     return f"Cannot write {path}: {reason}. {hint}"
 
 
-def _golden_hash() -> str:
-    return hashlib.sha256(json.dumps(GOLDEN, sort_keys=True).encode()).hexdigest()
-
-
 def _about(size: tuple[int, int]) -> dict[str, Any]:
     """The attributes by which a file is known as ours."""
     return {
         "source": "rooms",
         "rooms_version": VERSION,
-        "golden": _golden_hash(),
+        "golden": golden_hash(),
         "size": list(size),
         "first_index": SPLITS,
         "classes": list(CLASSES),
@@ -130,7 +121,7 @@ def _held(path: Path, size: tuple[int, int], speak: bool = True) -> dict[str, in
         return {}
     try:
         if hdf5.attrs_of(path) != _about(size):
-            _warn(f"{path} holds other data than rooms {VERSION} of this size", speak)
+            _warn(f"{path} holds other data than rooms-{VERSION} of this size", speak)
             return None
         return {split: count for split, count in hdf5.groups(path).items() if split in SPLITS}
     except hdf5.EarlierVersionError:

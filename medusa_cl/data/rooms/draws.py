@@ -17,14 +17,14 @@ RGB = tuple[float, float, float]
 T = TypeVar("T")
 
 SEED = 0x4D45445553410001
-"""First word of every Philox key; the second is the image's index."""
+"""First word of every Philox key, plus the stream's number; the second is the image's index."""
 
 
 class Draw:
-    """A stream of random choices, a pure function of one image index."""
+    """A stream of random choices, a pure function of one image index and the stream's number."""
 
-    def __init__(self, index: int) -> None:
-        self._philox = np.random.Philox(key=np.array([SEED, index], dtype=np.uint64))
+    def __init__(self, index: int, stream: int = 0) -> None:
+        self._philox = np.random.Philox(key=np.array([SEED + stream, index], dtype=np.uint64))
         self._words: list[int] = []
 
     def word(self) -> int:

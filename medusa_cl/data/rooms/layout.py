@@ -22,11 +22,11 @@ FIRST_INSTANCE = 7
 PLANS: dict[str, tuple[tuple[Maker, ...], tuple[Maker, ...]]] = {
     "bedroom": (
         (furniture.bed, furniture.nightstand, furniture.wardrobe),
-        (furniture.dresser, furniture.desk, furniture.armchair, furniture.bookshelf, furniture.tv_stand),
+        (furniture.tv_stand, furniture.dresser, furniture.desk, furniture.armchair, furniture.bookshelf, furniture.bed),
     ),
     "living": (
         (furniture.sofa, furniture.coffee_table, furniture.tv_stand),
-        (furniture.armchair, furniture.bookshelf, furniture.sofa, furniture.dresser, furniture.table),
+        (furniture.armchair, furniture.bookshelf, furniture.sofa, fixtures.fireplace, furniture.table),
     ),
     "dining": (
         (furniture.table, furniture.dresser),
@@ -38,13 +38,44 @@ PLANS: dict[str, tuple[tuple[Maker, ...], tuple[Maker, ...]]] = {
     ),
     "studio": (
         (furniture.bed, furniture.sofa, furniture.table),
-        (furniture.wardrobe, furniture.tv_stand, furniture.bookshelf, furniture.desk),
+        (furniture.wardrobe, furniture.tv_stand, furniture.bookshelf, furniture.desk, fixtures.kitchen),
+    ),
+    "kitchen": (
+        (fixtures.kitchen, fixtures.fridge, furniture.table),
+        (furniture.dresser, objects.bin_, furniture.bench, furniture.stool, fixtures.washbasin),
+    ),
+    "hall": (
+        (furniture.coat_rack, furniture.bench, furniture.chest),
+        (furniture.wardrobe, furniture.side_table, objects.cartons, furniture.armchair, furniture.piano),
+    ),
+    "nursery": (
+        (furniture.bunk_bed, objects.toys, furniture.cot),
+        (furniture.dresser, furniture.bookshelf, objects.toys, furniture.desk, objects.cartons, furniture.wardrobe),
+    ),
+    "bathroom": (
+        (fixtures.bathtub, fixtures.washbasin, furniture.chest),
+        (objects.bin_, furniture.stool, furniture.wardrobe, furniture.bench),
+    ),
+    "parlour": (
+        (furniture.sofa, furniture.piano, fixtures.fireplace),
+        (furniture.armchair, furniture.bookshelf, furniture.side_table, furniture.coffee_table, furniture.dresser),
     ),
 }
 """Kinds of rooms: what always stands there, and what may."""
-EXTRAS: tuple[Maker, ...] = (objects.floor_lamp, objects.plant, furniture.stool, furniture.chair, objects.plant)
-FREE = (furniture.table, furniture.coffee_table, furniture.stool)
+KINDS = (*PLANS, "bedroom", "bedroom", "living", "studio")
+"""The kinds to draw from: what is named again is drawn more often."""
+EXTRAS: tuple[Maker, ...] = (
+    objects.floor_lamp, objects.plant, objects.plant, furniture.stool, furniture.chair,
+    furniture.side_table, furniture.bench, furniture.coat_rack, objects.bin_, objects.cartons,
+)  # fmt: skip
+"""What may stand in any room."""
+FREE = (furniture.table, furniture.coffee_table, furniture.stool, objects.toys)
 """Pieces that stand away from walls."""
+LOOSE = (
+    *FREE, furniture.sofa, furniture.armchair, furniture.chair, furniture.bench, furniture.side_table, objects.bin_,
+    furniture.coat_rack, objects.cartons, objects.floor_lamp, objects.plant,
+)  # fmt: skip
+"""Pieces that may stand away from walls, or askew to them."""
 
 
 class Footprint(NamedTuple):
@@ -78,12 +109,13 @@ class Footprint(NamedTuple):
 class Room:
     """A room being furnished."""
 
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw, style: Style) -> None:
         self.draw = draw
-        self.style = Style(draw)
-        self.half: Vec = (draw.uniform(1.6, 2.9), draw.uniform(1.2, 1.5), draw.uniform(1.6, 2.7))
+        self.style = style
+        self.half: Vec = (draw.uniform(1.6, 2.7), draw.uniform(1.2, 1.5), draw.uniform(1.5, 2.4))
         self.content = Piece()
         self.taken: list[Footprint] = []
+        self.openings: list[tuple[Vec, Vec]] = []
         self.panes: list[tuple[Vec, Vec, Vec, Vec]] = []
         self.targets: list[Vec] = []
 
@@ -113,8 +145,8 @@ class Room:
         """Half the length of a wall."""
         return self.half[0] if wall % 2 == 0 else self.half[2]
 
-    def against_wall(self, piece: Piece, tries: int = 14) -> bool:
-        """Stand a piece with its back to a wall, sometimes in a corner, seldom askew."""
+    def against_wall(self, piece: Piece, loose: bool = False, tries: int = 14) -> bool:
+        """Stand a piece with its back to a wall, sometimes in a corner; what is loose is sometimes askew."""
         draw = self.draw
         for _ in range(tries):
             wall = draw.integer(0, 3)
@@ -122,7 +154,7 @@ class Room:
             if free < 0.0:
                 continue
             along = draw.pick((-free, free)) if draw.chance(0.3) else draw.uniform(-free, free)
-            askew = draw.chance(0.15) and piece.size[0] < 1.2
+            askew = loose and draw.chance(0.3) and piece.size[0] < 1.2
             turn, extra = _turned(WALLS[wall], draw.uniform(-0.12, 0.12)) if askew else WALLS[wall], 0.1 * askew
             at = self.wall_point(wall, along, piece.size[2] / 2 + 0.03 + extra)
             if self.try_put(piece, at, turn):
@@ -167,10 +199,22 @@ def _turned(turn: Turn, t: float) -> Turn:
     return turn[0] * c - turn[1] * s, turn[1] * c + turn[0] * s
 
 
-def build(index: int) -> Scene:
-    """The scene of an image index: a pure function of it."""
+def build(index: int, style: str | None = None) -> Scene:
+    """The scene of an image index.
+
+    Args:
+        index: Which room. 0 <= index < 2**64.
+        style: A name of STYLES, or HELD_OUT; None draws one of STYLES. The style has a random stream of its own: rooms
+            of one index in two styles have the same furniture in the same places.
+
+    Returns:
+        A pure function of both.
+
+    Raises:
+        ConfigError: There is no such style.
+    """
     draw = Draw(index)
-    room = Room(draw)
+    room = Room(draw, Style(Draw(index, 1), style))
     _openings(room)
     _furnish(room)
     _hang(room)
@@ -181,9 +225,10 @@ def build(index: int) -> Scene:
         half=room.half,
         shell=_shell(room),
         parts=parts,
+        openings=tuple(room.openings),
         lights=_lights(room, lamp),
         ambient=_ambient(room),
-        exposure=draw.uniform(0.36, 0.52),
+        exposure=draw.uniform(*room.style.look.exposure),
         camera=Camera((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0), 0.6),
     )
     return _with_camera(room, scene)
@@ -197,35 +242,51 @@ def _openings(room: Room) -> None:
         wide = min(draw.uniform(0.45, 1.1), room.wall_length(wall) - 0.5)
         low = 0.12 if draw.chance(0.12) else draw.uniform(0.75, 1.05)
         high = min(draw.uniform(1.95, 2.2), 2 * room.half[1] - 0.25)
-        piece = fixtures.window(draw, room.style, wide, low, high)
         free = room.wall_length(wall) - wide - 0.3
         along = draw.uniform(-free, free) if free > 0 else 0.0
         x, _, z = room.wall_point(wall, along, 0.1)
-        print_ = Footprint(x, z, wide + 0.25, 0.1, WALLS[wall], max(low - 0.1, 0.0), high + 0.2)
+        print_ = Footprint(x, z, wide + 0.29, 0.1, WALLS[wall], max(low - 0.1, 0.0), high + 0.2)
         if all(print_.apart(other) for other in room.taken):
             room.taken.append(print_)
-            room.put(piece, room.wall_point(wall, along, 0.0), WALLS[wall])
-            _note_pane(room, wall, along, wide, low, high)
+            room.put(fixtures.window(draw, room.style, wide, low, high), room.wall_point(wall, along, 0.0), WALLS[wall])
+            _cut(room, wall, along, wide, low, high)
+            if draw.chance(0.6):
+                _curtain(room, wall, along, wide, low, high)
     for _ in range(draw.integer(1, 2)):
         piece = fixtures.door(draw, room.style)
         room.on_wall(piece, 0.0, piece.size[1], 0.0)
 
 
-def _note_pane(room: Room, wall: int, along: float, wide: float, low: float, high: float) -> None:
-    c, s = WALLS[wall]
-    x, _, z = room.wall_point(wall, along, 0.12)
-    room.panes.append(((x, (low + high) / 2, z), (c * wide, 0.0, -s * wide), (0.0, (high - low) / 2, 0.0), (s, 0.0, c)))
+def _cut(room: Room, wall: int, along: float, wide: float, low: float, high: float) -> None:
+    """Open the wall for a window, and note its light."""
+    (c, s), middle, half = WALLS[wall], (low + high) / 2, (high - low) / 2
+    x, _, z = room.wall_point(wall, along, 0.0)
+    across = abs(c) * wide + abs(s) * 0.05, abs(s) * wide + abs(c) * 0.05
+    room.openings.append(((x - across[0], low, z - across[1]), (x + across[0], high, z + across[1])))
+    x, _, z = room.wall_point(wall, along, 0.03 - fixtures.RECESS)
+    room.panes.append(((x, middle, z), (c * wide, 0.0, -s * wide), (0.0, half, 0.0), (s, 0.0, c)))
+
+
+def _curtain(room: Room, wall: int, along: float, wide: float, low: float, high: float) -> None:
+    """Curtains, down to the floor or a little below the sill; nothing may stand where they hang."""
+    bottom = 0.03 if room.draw.chance(0.6) else max(low - 0.25, 0.03)
+    piece = fixtures.curtains(room.draw, room.style, wide, bottom, high)
+    room.put(piece, room.wall_point(wall, along, 0.0), WALLS[wall])
+    for side in (-1.0, 1.0):
+        x, _, z = room.wall_point(wall, along + side * wide, 0.1)
+        room.taken.append(Footprint(x, z, 0.3, 0.1, WALLS[wall], bottom, high + 0.2))
 
 
 def _furnish(room: Room) -> None:
     """The furniture of one kind of room, then more while there is space."""
     draw, style = room.draw, room.style
-    always, perhaps = PLANS[draw.pick(tuple(PLANS))]
-    rest = [maker for maker in perhaps if draw.chance(0.55)]
-    extras = [draw.pick(EXTRAS) for _ in range(draw.integer(1, 4))]
+    always, perhaps = PLANS[draw.pick(KINDS)]
+    rest = [maker for maker in perhaps if draw.chance(0.65)]
+    extras = [draw.pick(EXTRAS) for _ in range(draw.integer(2, 5))]
     for maker in (*always, *rest, *extras):
         piece = maker(draw, style)
-        if maker in FREE or (not room.against_wall(piece) and draw.chance(0.5)):
+        loose = maker in LOOSE
+        if maker in FREE or (not room.against_wall(piece, loose) and loose):
             room.standing_free(piece)
     if draw.chance(0.6):
         mat = furniture.rug(draw, style)
@@ -241,12 +302,14 @@ def _hang(room: Room) -> None:
         room.on_wall(piece, middle - piece.size[1] / 2, middle + piece.size[1] / 2, middle)
     if draw.chance(0.5):
         room.on_wall(fixtures.wall_shelf(draw, style), 1.3, 1.7, 1.32)
+    if draw.chance(0.2):
+        room.on_wall(fixtures.mirror(draw, style), 1.2, 1.85, 1.5)
     if draw.chance(0.25):
         room.on_wall(fixtures.clock(draw, style), 1.7, 2.1, 1.9)
-    if draw.chance(0.25):
+    if draw.chance(0.35):
         room.on_wall(fixtures.wall_television(draw, style), 1.0, 1.8, 1.0)
     if draw.chance(0.3):
-        room.against_wall(furniture.radiator(draw, style), 6)
+        room.against_wall(furniture.radiator(draw, style), tries=6)
 
 
 def _skirting(room: Room) -> None:
@@ -260,7 +323,7 @@ def _skirting(room: Room) -> None:
     for wall in range(4):
         for low, high in bands:
             strip = Piece(label=LABEL["wall"], item=0)
-            long = room.wall_length(wall)
+            long = room.wall_length(wall) - 0.016 * (wall % 2)
             strip.box((-long, long), (low, high), (0.0, 0.016), material, casts=False)
             board.parts += [moved(p, room.wall_point(wall, 0.0, 0.0), WALLS[wall], 0) for p in strip.parts]
     room.put(board, (0.0, 0.0, 0.0), (1.0, 0.0))
@@ -281,12 +344,14 @@ def _lights(room: Room, lamp: tuple[Vec, bool]) -> tuple[Light, ...]:
     """The ceiling lamp when it is on, and the largest windows by day: at most two lights."""
     draw, lights = room.draw, []
     at, lit = lamp
-    warm: RGB = (1.0, draw.uniform(0.8, 0.95), draw.uniform(0.55, 0.85))
+    blue = draw.uniform(*room.style.look.warmth)
+    warm: RGB = (1.0, 0.55 + 0.45 * blue, blue)
     if lit:
         power = draw.uniform(3.0, 4.5)
         lights.append(Light(at, (0.16, 0.0, 0.0), (0.0, 0.0, 0.16), _times(warm, power), None))
     panes = sorted(room.panes, key=lambda pane: -math.sqrt(_square(pane[1]) * _square(pane[2])))
-    cold: RGB = (draw.uniform(0.8, 0.95), draw.uniform(0.9, 0.97), 1.0)
+    red = draw.uniform(*room.style.look.daylight)
+    cold: RGB = (red, 0.5 + 0.5 * red, 1.0)
     if not room.style.evening:
         for centre, edge_u, edge_v, facing in panes[: 2 - len(lights)]:
             area = 4 * math.sqrt(_square(edge_u) * _square(edge_v))
@@ -324,7 +389,7 @@ def _shell(room: Room) -> tuple:  # type: ignore[type-arg]
 def _with_camera(room: Room, scene: Scene) -> Scene:
     """The best of a few free places to look from, judged on a coarse picture."""
     best, score = scene, -1e9
-    for _ in range(6):
+    for _ in range(7):
         trial = _place_camera(room, scene)
         worth = _interest(trial)
         if worth > score:
@@ -335,16 +400,16 @@ def _with_camera(room: Room, scene: Scene) -> Scene:
 def _place_camera(room: Room, scene: Scene) -> Scene:
     """A camera at eye height in free space, looking at some of the furniture, with a little roll."""
     draw = room.draw
-    for _ in range(30):
+    for attempt in range(60):
         x = draw.uniform(-0.92, 0.92) * (room.half[0] - 0.15)
         z = draw.uniform(-0.92, 0.92) * (room.half[2] - 0.15)
         y = draw.uniform(1.1, 1.75)
         eye = Footprint(x, z, 0.12, 0.12, (1.0, 0.0), y - 0.3, y + 0.2)
-        if all(eye.apart(other, 0.2) for other in room.taken):
+        if all(eye.apart(other, 0.2 if attempt < 30 else 0.05) for other in room.taken):
             break
     look = draw.pick(room.targets) if room.targets else (0.0, 0.8, 0.0)
     middle = draw.uniform(0.1, 0.6)
-    target = look[0] * (1 - middle), max(look[1], 0.5) + draw.uniform(0.0, 0.6), look[2] * (1 - middle)
+    target = look[0] * (1 - middle), max(look[1], 0.5) + draw.uniform(0.1, 0.95), look[2] * (1 - middle)
     return _aimed(scene, (x, y, z), target, draw.uniform(-0.03, 0.03), draw.uniform(0.6, 0.85))
 
 
@@ -374,7 +439,7 @@ def _aimed(scene: Scene, eye: Vec, target: Vec, roll: float, reach: float) -> Sc
 def _interest(scene: Scene) -> float:
     """How much there is to see in a 12 x 16 picture of the larger parts: classes, instances, nothing near by."""
     size = (12, 16)
-    scene = replace(scene, parts=tuple(part for part in scene.parts if sorted(part.half)[1] > 0.1))
+    scene = replace(scene, parts=tuple(part for part in scene.parts if sorted(part.half)[1] > 0.13))
     rows, columns = np.divmod(np.arange(size[0] * size[1]), size[1])
     rays = camera_rays(scene.camera, columns.astype(np.float32) + 0.5, rows.astype(np.float32) + 0.5, size)
     hits = first_hits(scene, rays, size)
@@ -392,5 +457,6 @@ def _interest(scene: Scene) -> float:
     deep = float(np.sort(hits.distance)[hits.part.size // 2])
     near = int((hits.distance < 0.8).sum()) / hits.part.size
     furnished = sum(area.values()) / hits.part.size
-    good = 1.0 * min(visible, 14) + 1.5 * kinds + 12.0 * min(furnished, 0.5) + 1.5 * min(deep, 4.0)
-    return good - 20.0 * max(largest - 0.3, 0.0) - 25.0 * near
+    good = 1.0 * min(visible, 14) + 1.5 * kinds + 14.0 * min(furnished, 0.5) + 1.5 * min(deep, 4.0)
+    close = 10.0 if float(hits.distance.min()) < 0.4 else 0.0
+    return good - 20.0 * max(largest - 0.3, 0.0) - 25.0 * near - close

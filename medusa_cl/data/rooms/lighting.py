@@ -15,7 +15,7 @@ from medusa_cl.data.rooms.draws import Floats
 from medusa_cl.data.rooms.scene import Light, Part, Scene, Vec
 from medusa_cl.data.rooms.tracing import TINY, Index, Points, crossing, into
 
-REACH = 0.9
+REACH = np.float32(0.9)
 """Length of the ambient occlusion rays in metres."""
 _GOLD = 1.618033988749895
 _RATIO = 0.5773502691896258  # 1 / sqrt(3)
@@ -177,11 +177,13 @@ def _hemisphere(normal: Points, choice: npt.NDArray[np.int32]) -> Points:
 
 
 def _to_shell(scene: Scene, points: Points, way: Points) -> Floats:
-    """The fraction of each short ray that fits inside the room, at most 1."""
+    """The fraction of each short ray that fits inside the room, at most 1; points in an opening see out of it."""
     best = np.ones_like(points[0])
     hx, hy, hz = scene.half
     for p, w, low, high in zip(points, way, (-hx, 0.0, -hz), (hx, 2.0 * hy, hz), strict=True):
-        wall = np.where(w > 0.0, np.float32(high), np.float32(low)) - p
+        far = np.where(p > np.float32(high), p + REACH, np.float32(high))
+        near = np.where(p < np.float32(low), p - REACH, np.float32(low))
+        wall = np.where(w > 0.0, far, near) - p
         step = wall / np.where(np.abs(w) < TINY, TINY, w)
         best = np.minimum(best, np.where(np.abs(w) < TINY, np.float32(1.0), np.maximum(step, 0.0)))
     return best

@@ -1,7 +1,7 @@
 """Small things: pillows, lamps, plants, vases, books that lie about, what stands on a desk."""
 
-from medusa_cl.data.rooms.draws import Draw, shade
-from medusa_cl.data.rooms.scene import Material, Piece, rotation
+from medusa_cl.data.rooms.draws import Draw, hsv, shade
+from medusa_cl.data.rooms.scene import Material, Piece, moved, rotation
 from medusa_cl.data.rooms.style import BLACK, METAL, Style
 
 
@@ -40,12 +40,14 @@ def table_lamp(draw: Draw, style: Style) -> Piece:
 def floor_lamp(draw: Draw, style: Style) -> Piece:
     """A standing lamp."""
     high, radius = draw.uniform(1.35, 1.65), draw.uniform(0.16, 0.24)
-    piece = Piece((0.4, high, 0.4)).start("lamp")
+    taper = draw.uniform(-0.4, 0.0)
+    across = 2.0 * radius * (1.0 - taper)
+    piece = Piece((across, high, across)).start("lamp")
     metal = style.metal()
     piece.tube(0.0, (0.0, 0.025), 0.0, 0.15, metal)
     piece.tube(0.0, (0.0, high - 0.2), 0.0, 0.014, metal)
     shell = _shade(draw, style, draw.chance(0.75 if style.evening else 0.3))
-    piece.tube(0.0, (high - 0.28, high), 0.0, radius, shell, taper=draw.uniform(-0.4, 0.0), casts=False)
+    piece.tube(0.0, (high - 0.28, high), 0.0, radius, shell, taper=taper, casts=False)
     return piece
 
 
@@ -125,7 +127,7 @@ def _vase(draw: Draw, style: Style) -> Piece:
 
 
 def _bowl(draw: Draw, style: Style) -> Piece:
-    piece, radius = Piece().start("object"), draw.uniform(0.1, 0.16)
+    piece, radius = Piece().start("object"), draw.uniform(0.08, 0.13)
     piece.tube(0.0, (0.0, 0.07), 0.0, radius * 0.8, style.glaze(), taper=0.3)
     fruit = Material("plain", draw.colour((0.0, 0.3), (0.6, 0.9), (0.6, 0.9)), gloss=0.4)
     for k in range(3):
@@ -161,7 +163,7 @@ def _carton(draw: Draw, style: Style) -> Piece:
     piece = Piece().start("object")
     hx, hz, high = draw.uniform(0.06, 0.13), draw.uniform(0.05, 0.09), draw.uniform(0.06, 0.16)
     piece.box((-hx, hx), (0.0, high), (-hz, hz), style.cloth(0.4))
-    piece.box((-hx - 0.005, hx + 0.005), (high - 0.03, high), (-hz - 0.005, hz + 0.005), style.glaze())
+    piece.box((-hx - 0.005, hx + 0.005), (high - 0.03, high + 0.003), (-hz - 0.005, hz + 0.005), style.glaze())
     return piece
 
 
@@ -184,6 +186,67 @@ def _pile(draw: Draw, style: Style) -> Piece:
     return books_lying(draw, style, draw.integer(2, 5))
 
 
+def bin_(draw: Draw, style: Style) -> Piece:
+    """A waste-paper bin or a basket."""
+    radius, high = draw.uniform(0.11, 0.16), draw.uniform(0.26, 0.4)
+    piece = Piece((2.4 * radius, high, 2.4 * radius)).start("object")
+    shell = style.glaze() if draw.chance(0.5) else style.cloth(0.4)
+    piece.tube(0.0, (0.0, high), 0.0, radius, shell, taper=draw.uniform(0.0, 0.2))
+    piece.tube(0.0, (high, high + 0.004), 0.0, radius * 0.97, BLACK, casts=False)
+    return piece
+
+
+def cartons(draw: Draw, style: Style) -> Piece:
+    """One to three boxes, stacked."""
+    piece, y = Piece((0.56, 0.6, 0.48)).start("object"), 0.0
+    for _ in range(draw.integer(1, 3)):
+        hx, hz, high = draw.uniform(0.17, 0.24), draw.uniform(0.13, 0.18), draw.uniform(0.16, 0.28)
+        card = Material("paper", hsv(draw.uniform(0.07, 0.1), 0.4, draw.uniform(0.5, 0.75)), seed=draw.seed())
+        one = Piece(label=piece.label, item=piece.item)
+        one.box((-hx, hx), (y, y + high), (-hz, hz), card if draw.chance(0.6) else style.wood())
+        one.box((-0.03, 0.03), (y + 0.004, y + high + 0.002), (-hz - 0.002, hz + 0.002), style.cloth(0.0), casts=False)
+        turn = rotation(draw.uniform(-0.12, 0.12))
+        piece.parts += [moved(part, (0.0, 0.0, 0.0), turn, 0) for part in one.parts]
+        y += high
+    piece.size = (0.56, y, 0.48)
+    return piece
+
+
+def toys(draw: Draw, style: Style) -> Piece:
+    """Building bricks, a ball and a teddy on the floor."""
+    piece = Piece((0.8, 0.4, 0.7)).start("object")
+    for _ in range(draw.integer(4, 8)):
+        side, x, z = draw.uniform(0.03, 0.06), draw.uniform(-0.32, 0.32), draw.uniform(0.02, 0.28)
+        brick = Piece(label=piece.label, item=piece.item)
+        brick.box((-side * draw.pick((1.0, 2.0)), side), (0.0, 2 * side), (-side, side), _bright(draw))
+        turn = rotation(draw.uniform(-1.0, 1.0))
+        piece.parts += [moved(part, (x, 0.0, z), turn, 0) for part in brick.parts]
+    piece.start("object")
+    radius = draw.uniform(0.08, 0.13)
+    ball = _bright(draw)._replace(pattern=draw.pick(("stripes", "dots", "plain")), second=style.pale(), scale=0.8)
+    piece.ball((0.25, radius, -0.2), (radius, radius, radius), ball)
+    _teddy(draw, piece.start("object"))
+    return piece
+
+
+def _bright(draw: Draw) -> Material:
+    return Material("plain", draw.colour(saturation=(0.6, 0.9), value=(0.6, 0.95)), seed=draw.seed(), gloss=0.4)
+
+
+def _teddy(draw: Draw, piece: Piece) -> None:
+    """A sitting bear of six ellipsoids."""
+    size, base = draw.uniform(0.8, 1.3), hsv(draw.uniform(0.04, 0.12), draw.uniform(0.3, 0.6), draw.uniform(0.4, 0.8))
+    fur = Material("carpet", base, shade(base, 0.7), seed=draw.seed())
+    limbs = [((0.0, 0.11, 0.0), (0.09, 0.11, 0.08)), ((0.0, 0.27, 0.01), (0.075, 0.07, 0.07))]
+    for side in (-1.0, 1.0):
+        limbs.append(((side * 0.055, 0.34, 0.0), (0.028, 0.028, 0.018)))
+        limbs.append(((side * 0.08, 0.035, 0.1), (0.035, 0.035, 0.075)))
+        limbs.append(((side * 0.1, 0.15, 0.03), (0.03, 0.07, 0.03)))
+    for at, half in limbs:
+        place = (at[0] * size - 0.18, at[1] * size, at[2] * size - 0.2)
+        piece.ball(place, (half[0] * size, half[1] * size, half[2] * size), fur)
+
+
 def books_lying(draw: Draw, style: Style, count: int) -> Piece:
     """A pile of books, each turned a little."""
     piece, y = Piece().start("books"), 0.0
@@ -200,7 +263,8 @@ def books_lying(draw: Draw, style: Style, count: int) -> Piece:
 
 
 def desk_things(draw: Draw, style: Style, piece: Piece, hx: float, hz: float, height: float) -> None:
-    """A monitor and keyboard, or a lamp and books, on a desk."""
+    """A monitor and keyboard, a lamp or books, and a thing on a desk."""
+    side = draw.pick((-1.0, 1.0))
     if draw.chance(0.65):
         screen = Piece().start("television")
         wide, tall = draw.uniform(0.22, 0.32), draw.uniform(0.38, 0.48)
@@ -211,11 +275,10 @@ def desk_things(draw: Draw, style: Style, piece: Piece, hx: float, hz: float, he
         dark = Material("screen", (0.05, 0.06, 0.08), (0.25, 0.3, 0.36), gloss=0.8)
         face = style.picture()._replace(pattern="screen", glow=0.8) if lit else dark
         screen.box((-wide + 0.012, wide - 0.012), (0.115, tall - 0.012), (0.0, 0.018), face, casts=False)
-        piece.attach(screen, (-0.1, height, -hz + 0.14), rotation(draw.uniform(-0.1, 0.1)))
+        piece.attach(screen, (-0.12 * side, height, -hz + 0.14), rotation(draw.uniform(-0.1, 0.1)))
         keys = Piece().start("object")
         keys.box((-0.2, 0.2), (0.0, 0.02), (-0.07, 0.07), BLACK)
-        piece.attach(keys, (-0.1, height, hz - 0.14))
-    side = draw.pick((-1.0, 1.0))
+        piece.attach(keys, (0.05 * side, height, hz - 0.14))
     lamp = table_lamp(draw, style) if draw.chance(0.6) else books_lying(draw, style, 3)
     piece.attach(lamp, (side * (hx - 0.16), height, -hz + 0.16))
-    piece.attach(trinket(draw, style), (-side * (hx - 0.14), height, 0.0))
+    piece.attach(trinket(draw, style), (-side * (hx - 0.14), height, hz - 0.14))

@@ -5,10 +5,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from medusa_cl.data.rooms.curvature import curvature
 from medusa_cl.data.rooms.draws import SEED, Floats, hashed
-from medusa_cl.data.rooms.layout import FIRST_INSTANCE, build
+from medusa_cl.data.rooms.keypoints import keypoints2d
+from medusa_cl.data.rooms.layout import FIRST_INSTANCE
 from medusa_cl.data.rooms.lighting import clusters, openness, pattern, smoothed, sun_fraction
+from medusa_cl.data.rooms.saliency import saliency
 from medusa_cl.data.rooms.scene import LABEL, Light, Material, Scene
+from medusa_cl.data.rooms.splits import scene_of
 from medusa_cl.data.rooms.textures import Spot, albedo
 from medusa_cl.data.rooms.tracing import Points, Rays, Surface, camera_rays, first_hits, into, surfaces
 
@@ -20,6 +24,8 @@ JUMP = 0.05
 """Neighbours on different surfaces whose depths differ by more than this fraction are an occlusion edge."""
 CREASE = 0.85
 """Neighbours whose normals have a smaller dot product are a crease."""
+FACES = 8
+"""Names for faces: so many for each part, after those of the room itself."""
 SUBPIXELS = ((-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375))
 _SHELL_LABELS = np.array([LABEL[n] for n in ("wall", "wall", "floor", "ceiling", "wall", "wall")], dtype=np.uint8)
 
@@ -39,7 +45,9 @@ class View(NamedTuple):
 
 
 def render_room(index: int, size: tuple[int, int] = (128, 160)) -> Arrays:
-    """Render room `index`: the same bits on every machine.
+    """Render room `index` of rooms-v1: the same bits on every machine, and for ever.
+
+    No array of rooms-v1 is ever changed; what looks or counts differently is rooms-v2.
 
     Args:
         index: Which room; see SPLITS for the ranges of the splits. 0 <= index < 2**64.
@@ -47,24 +55,37 @@ def render_room(index: int, size: tuple[int, int] = (128, 160)) -> Arrays:
 
     Returns:
         image (H W 3, u8 RGB), semseg (H W, u8), depth (H W, u16 millimetres along the optical axis), normals (H W 3,
-        i8, 127 n in the camera frame), edges (H W, u8 in {0, 1}), reshading (H W, u8, 254 times -n.view), instances
-        (H W, u16).
+        i8, 127 n in the camera frame), edges (H W, u8 in {0, 1}), reshading (H W, u8, 254 times -n.view), albedo
+        (H W 3, u8, 254 times the display value without light; 255 where the surface shines itself), curvature (H W 2,
+        f16, 1/m, clipped to +-10), keypoints2d (H W, u8, 254 times that of the image), saliency (H W, u8 in {0, 1}),
+        instances (H W, u16). All of what is seen first: a window is its pane, whatever is painted on it.
     """
-    scene = build(index)
+    scene = scene_of(index)
     rows, columns = np.divmod(np.arange(size[0] * size[1]), size[1])
     column, row = columns.astype(np.float32) + 0.5, rows.astype(np.float32) + 0.5
     view = look(scene, column, row, size)
     normal = camera_normals(scene, view)
-    edges = edge_map(view.depth.reshape(size), normal.reshape(*size, 3), view.face.reshape(size))
+    pair = curvature(scene.parts, view.part, view.face % FACES, view.point)
+    image = _image(scene, view, size, index)
+    semseg, instances = _labels(scene, view).reshape(size), _instances(scene, view).reshape(size)
     return {
-        "image": _image(scene, view, size, index),
-        "semseg": _labels(scene, view).reshape(size),
+        "image": image,
+        "semseg": semseg,
         "depth": np.floor(view.depth * 1000.0 + 0.5).astype(np.uint16).reshape(size),
         "normals": np.floor(normal * 127.0 + 0.5).astype(np.int8).reshape(*size, 3),
-        "edges": edges,
-        "reshading": np.floor(facing(view) * 254.0 + 0.5).astype(np.uint8).reshape(size),
-        "instances": _instances(scene, view).reshape(size),
+        "edges": edge_map(view.depth.reshape(size), normal.reshape(*size, 3), view.face.reshape(size)),
+        "reshading": _shares(facing(view)).reshape(size),
+        "albedo": unlit(view).reshape(*size, 3),
+        "curvature": pair.astype(np.float16).reshape(*size, 2),
+        "keypoints2d": _shares(keypoints2d(image)),
+        "saliency": saliency(image, instances, semseg),
+        "instances": instances,
     }
+
+
+def _shares(values: Floats) -> npt.NDArray[np.uint8]:
+    """Values in [0, 1] in steps of 1/254."""
+    return np.floor(values * 254.0 + 0.5).astype(np.uint8)
 
 
 def look(scene: Scene, column: Floats, row: Floats, size: tuple[int, int]) -> View:
@@ -82,7 +103,7 @@ def look(scene: Scene, column: Floats, row: Floats, size: tuple[int, int]) -> Vi
         cosine = np.abs(sum_products(surface.normal, ahead))  # type: ignore[arg-type]
         # The pixel's width on the surface; the square root stands between the short and the long axis of its ellipse.
         width = hits.distance[here] * pixel / np.sqrt(np.maximum(cosine, np.float32(0.05)))
-        face[here] = surface.number * 8 + 8 + surface.face
+        face[here] = surface.number * FACES + FACES + surface.face
         for k in range(3):
             normal[k][here] = surface.normal[k]
         _paint(scene, surface, ahead, width, colour, glow, gloss)  # type: ignore[arg-type]
@@ -150,6 +171,15 @@ def camera_normals(scene: Scene, view: View) -> Floats:
 def facing(view: View) -> Floats:
     """-n . view direction in [0, 1]: 1 where the surface is seen head-on."""
     return np.minimum(np.maximum(-sum_products(view.normal, view.rays.direction), 0.0), 1.0)
+
+
+def unlit(view: View) -> npt.NDArray[np.uint8]:
+    """The display value of each texture without light, N 3: 254 times it; 255 where the surface shines itself.
+
+    Lit lamps, screens and the view through a pane are light, not paint.
+    """
+    colour = np.stack([_shares(np.minimum(np.sqrt(channel), 1.0)) for channel in view.colour], axis=-1)
+    return np.where(view.glow[:, None] > 0.0, np.uint8(255), colour)
 
 
 def edge_map(depth: Floats, normal: Floats, face: Ints) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,8 @@ CLASSES: tuple[str, ...] = (
     "wall", "floor", "ceiling", "bed", "sofa", "chair", "table", "cabinet", "shelf", "books",
     "door", "window", "picture", "lamp", "rug", "plant", "television", "pillow", "object",
 )  # fmt: skip
-"""The semantic classes; curtains belong to `window`, armchairs to `sofa`, monitors to `television`."""
+"""The semantic classes; curtains belong to `window`, armchairs to `sofa`, benches to `chair`, monitors to `television`,
+mirrors to `picture`, kitchen units and fridges to `cabinet`; what has no class of its own is an `object`."""
 
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (148, 190, 170), (222, 238, 42), (64, 186, 248), (140, 208, 180), (186, 210, 128), (188, 158, 206), (216, 178, 62),
@@ -84,6 +85,8 @@ class Scene:
     shell: tuple[Material, ...]
     """Materials of the faces -x, +x, -y (floor), +y (ceiling), -z, +z."""
     parts: tuple[Part, ...]
+    openings: tuple[tuple[Vec, Vec], ...] = ()
+    """Boxes (lowest and highest corner) within which the walls are cut away; parts must close the hole behind."""
     lights: tuple[Light, ...]
     ambient: RGB
     exposure: float

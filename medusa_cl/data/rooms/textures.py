@@ -152,6 +152,110 @@ def tiles(spot: Spot) -> Colours:
     return mix(base, m.third, np.maximum(lines(pu, 0.035, width), lines(pv, 0.035, width)))
 
 
+def plaster(spot: Spot) -> Colours:
+    """Lime on a rough wall: broad clouds and trowel marks."""
+    m = spot.material
+    cloud = octaves(spot.u * 1.6, spot.v * 1.6, m.seed, 3)
+    trowel = faded(octaves(spot.u * 9.0 + cloud, spot.v * 22.0, m.seed ^ 0x3C3C), 0.5, 0.05, spot.width)
+    return scaled(mix(m.first, m.second, clamp(2.0 * cloud - 0.5)), 0.9 + 0.16 * trowel)
+
+
+def boards(spot: Spot) -> Colours:
+    """Upright tongue-and-groove boards on a wall."""
+    m = spot.material
+    place, width = spot.u * (1.0 / (0.1 * m.scale)), spot.width * (1.0 / (0.1 * m.scale))
+    tone = hashed(lattice(np.floor(place)), lattice(place * 0.0), m.seed)
+    grain = _grain(spot, spot.v, spot.u, tone * 31.0, m.seed)
+    return mix(scaled(grain, 0.92 + 0.14 * tone), m.third, 0.4 * lines(place, 0.05, width))
+
+
+def scaffold(spot: Spot) -> Colours:
+    """Used scaffold boards: rough wood with dark knots and spots of paint."""
+    m = spot.material
+    spots = clamp(6.0 * octaves(spot.u * 7.0, spot.v * 11.0, m.seed ^ 0x99, 3) - 4.5)
+    knots = clamp(8.0 * noise(spot.u * 3.0, spot.v * 14.0, m.seed ^ 0x1F) - 7.0)
+    return mix(mix(planks(spot), m.third, knots), (0.7, 0.7, 0.68), faded(spots, 0.05, 0.08, spot.width))
+
+
+def herringbone(spot: Spot) -> Colours:
+    """Boards of one by five laid in a zigzag, at 45 degrees to the walls."""
+    m = spot.material
+    board = 0.075 * m.scale
+    x, y = (spot.u + spot.v) * (0.70710678 / board), (spot.u - spot.v) * (0.70710678 / board)
+    ix, iy = np.floor(x), np.floor(y)
+    # Along a row five cells belong to a board, the next five to five boards across it.
+    k = ix - iy - 10.0 * np.floor((ix - iy) * 0.1)
+    flat = k < 4.5
+    i0, j0 = np.where(flat, ix - k, ix), np.where(flat, iy, iy + k - 9.0)
+    along, across = np.where(flat, x - i0, y - j0), np.where(flat, y, x)
+    tone = hashed(lattice(i0), lattice(j0), m.seed)
+    grain = _grain(spot, along * np.float32(board), across * np.float32(board), tone * 23.0, m.seed)
+    width = spot.width * (1.0 / board)
+    gap = np.maximum(lines(across, 0.06, width), lines(along * 0.2, 0.012, width * 0.2))
+    return mix(scaled(grain, 0.8 + 0.34 * tone), m.third, 0.6 * gap)
+
+
+def terrazzo(spot: Spot) -> Colours:
+    """Chips of stone in cement, two sizes of them."""
+    m = spot.material
+    out = plain(spot)
+    for number, (cell, tone) in enumerate(((0.06 * m.scale, m.second), (0.035 * m.scale, m.third))):
+        pu, pv = spot.u * (1.0 / cell), spot.v * (1.0 / cell)
+        i, j = lattice(np.floor(pu)), lattice(np.floor(pv))
+        size = 0.12 + 0.2 * hashed(i, j, m.seed + number & 0xFFFFFFFF)
+        du = fraction(pu) - 0.35 - 0.3 * hashed(i, j, m.seed ^ 0x11)
+        dv = fraction(pv) - 0.35 - 0.3 * hashed(i, j, m.seed ^ 0x22)
+        chip = inside(np.abs(du) + np.abs(dv) + 0.4 * np.abs(du - dv) - size, spot.width * (1.0 / cell))
+        out = mix(out, tone, faded(chip, 0.12, 1.5 * cell, spot.width))
+    return out
+
+
+def concrete(spot: Spot) -> Colours:
+    """Cast concrete: stains, pores, the seams of its formwork and the holes of the ties."""
+    m = spot.material
+    wide, high = 1.25 * m.scale, 0.85 * m.scale
+    pu, pv = spot.u * (1.0 / wide) + 0.3, spot.v * (1.0 / high) + 0.4
+    tone = hashed(lattice(np.floor(pu)), lattice(np.floor(pv)), m.seed)
+    stain = octaves(spot.u * 1.9 + tone * 7.0, spot.v * 1.1, m.seed, 3)
+    pore = clamp(9.0 * noise(spot.u * 55.0, spot.v * 55.0, m.seed ^ 0x55) - 7.9)
+    base = scaled(mix(m.first, m.second, clamp(2.4 * stain - 0.7)), 0.9 + 0.14 * tone)
+    base = mix(base, m.third, 0.45 * faded(pore, 0.02, 0.02, spot.width))
+    seam = np.maximum(lines(pu, 0.008, spot.width * (1.0 / wide)), lines(pv, 0.012, spot.width * (1.0 / high)))
+    du, dv = (np.abs(np.abs(fraction(p) - 0.5) - 0.25) * size for p, size in ((pu, wide), (pv, high)))
+    hole = inside(np.sqrt(du * du + dv * dv) - 0.016, spot.width)
+    return mix(base, m.third, np.maximum(0.7 * seam, hole))
+
+
+def steel(spot: Spot) -> Colours:
+    """Bare or painted sheet metal: brushed, with patches of rust."""
+    m = spot.material
+    brushed = faded(noise(spot.u * 3.0, spot.v * 160.0, m.seed), 0.5, 0.012, spot.width)
+    patch = octaves(spot.u * 4.0, spot.v * 4.0, m.seed ^ 0x7777, 3)
+    return mix(mix(m.first, m.second, brushed), m.third, 0.8 * clamp(7.0 * patch - 4.4))
+
+
+def tread(spot: Spot) -> Colours:
+    """Chequer plate: raised lozenges in turning directions on steel."""
+    m = spot.material
+    cell = 0.1 * m.scale
+    pu, pv, width = spot.u * (1.0 / cell), spot.v * (1.0 / cell), spot.width * (1.0 / cell)
+    side = np.where(fraction((np.floor(pu) + np.floor(pv)) * 0.5) > 0.25, np.float32(1.0), np.float32(-1.0))
+    du, dv = fraction(pu) - 0.5, fraction(pv) - 0.5
+    lozenge = inside(np.abs(du + side * dv) * 0.8 + np.abs(du - side * dv) * 2.6 - 0.42, width)
+    out = mix(steel(spot), (0.82, 0.83, 0.85), 0.6 * faded(lozenge, 0.15, 1.0, width))
+    seam = np.maximum(lines(pu * 0.08, 0.004, width * 0.08), lines(pv * 0.08, 0.004, width * 0.08))
+    return mix(out, m.third, seam)
+
+
+def corrugated(spot: Spot) -> Colours:
+    """Corrugated sheet: light and dark bands across u, and rows of screws."""
+    m = spot.material
+    period = 0.11
+    place = spot.u * (1.0 / period)
+    ridge = faded(wave(place), 0.5, period, spot.width)
+    return scaled(mix(m.second, m.first, ridge), 0.92 + 0.14 * octaves(spot.u * 2.0, spot.v * 2.0, m.seed))
+
+
 def brick(spot: Spot) -> Colours:
     """Staggered bricks with mortar."""
     m = spot.material
@@ -207,6 +311,52 @@ def plaid(spot: Spot) -> Colours:
     return mix(mix(fabric(spot), m.second, bands), m.third, 0.8 * thin)
 
 
+def discs(spot: Spot) -> Colours:
+    """Wallpaper of large discs within discs."""
+    m = spot.material
+    period = 0.26 * m.scale
+    pu, pv, width = spot.u * (1.0 / period), spot.v * (1.0 / period), spot.width * (1.0 / period)
+    du, dv = fraction(pu) - 0.5, fraction(pv) - 0.5
+    away = np.sqrt(du * du + dv * dv)
+    out = plain(spot)
+    for radius, share, tone in ((0.46, 0.38, m.second), (0.3, 0.22, m.third), (0.15, 0.07, m.first)):
+        out = mix(out, tone, faded(inside(away - radius, width), share, 1.0, width))
+    return out
+
+
+def chequers(spot: Spot) -> Colours:
+    """Cloth of small squares in two colours, each with a cross."""
+    m = spot.material
+    period = 0.12 * m.scale
+    pu, pv, width = spot.u * (1.0 / period), spot.v * (1.0 / period), spot.width * (1.0 / period)
+    even = (fraction((np.floor(pu) + np.floor(pv)) * 0.5) > 0.25).astype(np.float32)
+    cross = np.maximum(lines(pu + 0.5, 0.14, width), lines(pv + 0.5, 0.14, width))
+    return mix(mix(fabric(spot), m.second, faded(even, 0.5, 1.0, width)), m.third, 0.35 * cross)
+
+
+def chevron(spot: Spot) -> Colours:
+    """Cloth with broad zigzag bands."""
+    m = spot.material
+    period = 0.22 * m.scale
+    zig = np.abs(fraction(spot.u * (1.0 / period)) - 0.5)
+    place, width = spot.v * (1.0 / period) + zig, spot.width * (1.4 / period)
+    thin = lines(place + 0.5, 0.12, width)
+    return mix(fabric(spot), mix(m.second, m.third, thin), np.maximum(lines(place, 0.42, width), thin))
+
+
+def patches(spot: Spot) -> Colours:
+    """Cloth of oblong patches in three colours with dark seams."""
+    m = spot.material
+    wide, high = 0.3 * m.scale, 0.18 * m.scale
+    pv = spot.v * (1.0 / high)
+    pu = spot.u * (1.0 / wide) + 0.37 * np.floor(pv)
+    i, j = lattice(np.floor(pu)), lattice(np.floor(pv))
+    tints = hashed(i, j, m.seed), hashed(i, j, m.seed ^ 0x2222)
+    out = mix(mix(fabric(spot), m.third, clamp(3.0 * tints[0] - 1.0)), m.second, clamp(4.0 * tints[1] - 3.0))
+    seam = np.maximum(lines(pu, 0.02, spot.width * (1.0 / wide)), lines(pv, 0.03, spot.width * (1.0 / high)))
+    return scaled(out, 1.0 - 0.6 * seam)
+
+
 def damask(spot: Spot) -> Colours:
     """Wallpaper of curved diamonds with a small figure in each."""
     m = spot.material
@@ -230,9 +380,10 @@ def carpet(spot: Spot) -> Colours:
 def marble(spot: Spot) -> Colours:
     """Stone with veins."""
     m = spot.material
-    cloud = octaves(spot.u * 3.0, spot.v * 3.0, m.seed, 3)
-    vein = wave((spot.u + spot.v) * 1.6 + cloud * 4.0)
-    return mix(m.first, m.second, clamp(vein * vein * vein + 0.25 * cloud))
+    cloud = octaves(spot.u * 4.0, spot.v * 4.0, m.seed, 3)
+    vein = wave((spot.u + 0.6 * spot.v) * 2.6 + cloud * 5.0)
+    vein = faded(vein * vein * vein * vein, 0.2, 0.08, spot.width)
+    return mix(m.first, m.second, clamp(0.9 * vein + 0.35 * cloud))
 
 
 def persian(spot: Spot) -> Colours:
@@ -338,7 +489,11 @@ def shade_cloth(spot: Spot) -> Colours:
 
 
 def outdoors(spot: Spot) -> Colours:
-    """The view through a window: sky, clouds, hills, trees and a lawn; v = 0 is the horizon, 10 m = 45 degrees."""
+    """The view through a window: sky, clouds, hills, houses, trees, a lawn with a path.
+
+    v = 0 is the horizon and 10 m = 45 degrees. What is far is hazy and small; the material's scale says how built up
+    the place is.
+    """
     m = spot.material
     x, y, width = spot.u * 0.1, spot.v * 0.1, spot.width * 0.1
     cloud = clamp(3.0 * octaves(x * 1.3, y * 3.0, m.seed, 3) - 1.5)
@@ -347,15 +502,48 @@ def outdoors(spot: Spot) -> Colours:
     for layer, (height, rough) in enumerate(((0.2, 0.9), (0.12, 2.3))):
         ridge = height * (2.0 * noise(x * rough, x * 0.0, (m.seed + layer) & 0xFFFFFFFF) - 0.4)
         out = mix(out, mix(m.third, m.second, np.full_like(x, 0.75 - 0.3 * layer)), inside(y - ridge, width))
+    for layer, (size, haze) in enumerate(((0.16, 0.55), (0.3, 0.15))):
+        out = _houses(out, x, y, width, size, haze, m, (m.seed ^ 0xB10C + layer) & 0xFFFFFFFF)
     crowns = octaves(x * 6.0, x * 0.0, m.seed ^ 0x33, 3)
-    tree = 0.55 * crowns * crowns * crowns + 0.05 * blotch - 0.07
+    tree = (0.55 * crowns * crowns * crowns + 0.05 * blotch) / (1.0 + m.scale) - 0.07
     out = mix(out, scaled(mix(m.third, m.third, x), 0.5 + 0.8 * blotch), inside(y - tree, width))
-    lawn = scaled(mix(m.third, (0.62, 0.7, 0.45), np.full_like(x, 0.4)), 0.9 + 0.25 * blotch)
-    return mix(out, lawn, inside(y + 0.13 + 0.05 * noise(x * 2.0, x * 0.0, m.seed), width))
+    return mix(out, _ground(x, y, blotch, m), inside(y + 0.13 + 0.05 * noise(x * 2.0, x * 0.0, m.seed), width))
+
+
+def _houses(
+    out: Colours, x: Floats, y: Floats, width: Floats, size: float, haze: float, m: Material, seed: int
+) -> Colours:
+    """A row of houses with windows, in cells of the given size; the taller the more built up the place is."""
+    place = x * np.float32(1.0 / size)
+    cell = lattice(np.floor(place))
+    zero = lattice(place * 0.0)
+    some, tall, tint = (hashed(cell, zero + np.uint32(k), seed) for k in range(3))
+    high = np.where(some < 0.25 + 0.4 * m.scale, size * (0.3 + m.scale * (0.4 + 1.3 * tall)), np.float32(-1.0))
+    across = np.abs(fraction(place) - 0.5)
+    roof = (0.5 - across) * np.float32(0.5 * size) if m.scale < 1.3 else np.float32(0.0)
+    wall = mix(mix(m.second, (0.62, 0.45, 0.38), tint), m.second, np.full_like(x, haze))
+    lit = hashed(lattice(np.floor(place * 8.0)), lattice(np.floor(y * np.float32(8.0 / size))), seed)
+    pane = (np.abs(fraction(place * 8.0) - 0.5) < 0.28) & (np.abs(fraction(y * np.float32(8.0 / size)) - 0.5) < 0.3)
+    glass = np.where(pane & (lit > 0.15), 1.0 - np.float32(0.55) * (1.0 - haze), np.float32(1.0))
+    wall = scaled(wall, faded(glass, 0.85, 0.25 * size, width))
+    tiles_ = scaled(mix((0.5, 0.3, 0.25), m.second, np.full_like(x, haze)), 0.8 + 0.3 * tint)
+    body = inside(np.maximum(across * size - 0.44 * size, y - high), width)
+    top = inside(np.maximum(y - high - roof, high - y), width) * (some < 0.25 + 0.4 * m.scale)
+    return mix(mix(out, tiles_, top), wall, body)
+
+
+def _ground(x: Floats, y: Floats, blotch: Floats, m: Material) -> Colours:
+    """A lawn, or paving in a town, with a path to the horizon."""
+    near = 1.0 / np.maximum(-y, np.float32(0.05))
+    lawn = scaled(mix(m.third, (0.62, 0.7, 0.45), clamp(0.2 + 0.03 * near)), 0.9 + 0.25 * blotch)
+    lawn = mix(lawn, mix(m.third, (0.5, 0.5, 0.5), _f(0.6)), clamp(np.full_like(x, m.scale - 0.6)))
+    path = inside(np.abs(x * near - (m.seed % 5 - 2.0) * 0.5) - 0.4, 0.06 * near)
+    return mix(lawn, mix(m.second, (0.6, 0.56, 0.5), _f(0.7)), 0.8 * path)
 
 
 _ALL: tuple[Callable[[Spot], Colours], ...] = (
-    plain, wood, planks, parquet, tiles, brick, fabric, stripes, dots, plaid, damask, carpet, marble, persian, rings,
-    leaves, spines, paper, painting, screen, shade_cloth, outdoors,
+    plain, wood, planks, boards, parquet, herringbone, tiles, terrazzo, plaster, fabric, stripes, dots, plaid, discs,
+    chequers, damask, carpet, marble, persian, rings, leaves, spines, paper, painting, screen, shade_cloth, outdoors,
+    concrete, brick, steel, tread, corrugated, scaffold, chevron, patches,
 )  # fmt: skip
 PATTERNS: dict[str, Callable[[Spot], Colours]] = {function.__name__: function for function in _ALL}

@@ -20,6 +20,8 @@ TINY = np.float32(1e-6)
 OFF_ZERO = np.float32(1.2345e-13)
 """Added to a divisor that may be exactly 0: far below the last bit of any other value that occurs."""
 START = np.float32(1e-3)
+BEHIND = np.float32(8.0)
+"""How far behind an opening in the wall a ray may meet what closes it, in metres."""
 
 
 class Rays(NamedTuple):
@@ -178,10 +180,22 @@ def shell_exit(scene: Scene, position: Vec, direction: Points) -> Floats:
     return slabs(local, direction, scene.half)[1]  # type: ignore[arg-type]
 
 
+def _past_openings(scene: Scene, direction: Points, distance: Floats) -> Floats:
+    """Distances to the shell, made longer where a ray leaves through an opening."""
+    points = [d * distance + np.float32(e) for d, e in zip(direction, scene.camera.position, strict=True)]
+    out = distance.copy()
+    for corners in scene.openings:
+        within = np.ones(distance.shape, dtype=np.bool_)
+        for p, low, high in zip(points, *corners, strict=True):
+            within &= (p > np.float32(low)) & (p < np.float32(high))
+        out[within] += BEHIND
+    return out
+
+
 def first_hits(scene: Scene, rays: Rays, size: tuple[int, int]) -> Hits:
     """What each camera ray meets first; every part looks only at the rays inside its screen rectangle."""
     eye = scene.camera.position
-    distance = shell_exit(scene, eye, rays.direction)
+    distance = _past_openings(scene, rays.direction, shell_exit(scene, eye, rays.direction))
     owner = np.full(distance.shape, -1, dtype=np.int32)
     boxes = screen_boxes(scene.parts, scene.camera, size).tolist()
     for number, (part, box) in enumerate(zip(scene.parts, boxes, strict=True)):

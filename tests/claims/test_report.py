@@ -1,0 +1,440 @@
+"""The report: its tables hold the numbers of the findings, its sentences follow from them, its pages are current."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from claims_results import PLAN, SETTING, SPLITS, drawn, drawn_results, results
+from medusa_cl.claims import findings, published, report, sheets
+from medusa_cl.claims.cells import Cell, Pretraining, Probe
+from medusa_cl.claims.findings import Pair
+from medusa_cl.claims.record import Results
+from medusa_cl.claims.sheet import Sheet, interval, points, raw, share
+from medusa_cl.claims.spread import Estimate
+from medusa_cl.errors import ConfigError
+from medusa_cl.results import mtl_delta
+from medusa_cl.tracking.numbers import UNKNOWN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("claims_pages", ROOT / "benchmarks" / "claims.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages = load()
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """Return the rows of each table of a page below its heading, the first one being its heads."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("| "):
+            found.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return {title: [rows[0], *rows[2:]] for title, rows in found.items()}
+
+
+def the_head_is_all(cell: Cell, task: str, split: str) -> float:
+    """The light head gains 10 % over the plain one, seed by seed a little more or less; features nothing."""
+    seed = cell.backbone.seed if isinstance(cell, Probe) else cell.seed
+    gain = 10.0 + (seed - 1) if isinstance(cell, Probe) and cell.head == "medusa_light" else 0.0
+    better = {"semseg": 1, "edges": 1, "depth": -1, "normals": -1}[task]
+    return 40.0 * (1 + better * gain / 100)
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize(
+    ("estimate", "written"),
+    [
+        (Estimate({}, (0, 1)), UNKNOWN),
+        (Estimate({0: 1.25}, (0,)), "+1.2"),
+        (Estimate({0: -0.04}, (0,)), "+0.0"),
+        (Estimate({0: 1.0, 1: 3.0}, (0, 1)), "+2.0 ± 1.4"),
+        (Estimate({0: 1.0, 2: 3.0}, (0, 1, 2)), "+2.0 ± 1.4 (2 of 3)"),
+    ],
+)
+def test_percentages_over_seeds(estimate: Estimate, written: str) -> None:
+    assert points(estimate) == written
+
+
+def test_metrics_shares_and_intervals_over_seeds() -> None:
+    assert raw(Estimate({0: 0.5, 1: 0.6}, (0, 1))) == "0.550 ± 0.071"
+    assert raw(Estimate({0: 18.0}, (0,))) == "18.00"
+    assert share(Estimate({0: 0.25, 1: 0.5}, (0, 1))) == "+38 % ± 18 %"
+    assert interval(Estimate({0: 1.0, 1: 2.0}, (0, 1))) == UNKNOWN
+    # t(0.975, 2) = 4.303, standard error 1/sqrt(3)
+    assert interval(Estimate({0: 1.0, 1: 2.0, 2: 3.0}, (0, 1, 2))) == "-0.5 to +4.5"
+
+
+def test_a_sheet_is_a_table_of_markdown() -> None:
+    sheet = Sheet("Name", ["", "a %", "why"], [["x|y", "1", "words"]], words=1, about="About.", notes=["One.", "Two."])
+    assert sheet.markdown() == (
+        "## Name\n\nAbout.\n\n|  | a % | why |\n| --- | ---: | --- |\n| x\\|y | 1 | words |\n\nOne.  \nTwo.\n"
+    )
+
+
+# ---- tables
+
+
+def test_the_first_table_crosses_sources_and_heads_with_raw_values_beside_each_percentage() -> None:
+    found = drawn_results(1)
+    page = tables(report.markdown(found))
+    title, (heads, *rows) = next(iter(page.items()))
+    assert title == "One task left out: imagenet init, 100 % of the labels, confirm"
+    assert [tuple(row[:2]) for row in rows] == [(s, h) for s in SETTING.sources for h in SETTING.heads]
+    assert heads[4:] == ["semseg miou % ↑", "depth rmse m ↓", "normals mean ° ↓", "edges edge_f % ↑"]
+    view = findings.views(found)[0]
+    for row in rows:
+        pair = Pair(row[0], row[1])
+        assert row[4:] == [raw(view.raw(pair, task)) for task in PLAN.tasks]
+        for cell, over in zip(row[2:4], (Pair("plain", "plain"), Pair("plain", pair.head)), strict=True):
+            expected = "reference" if pair == over else points(findings.contrast(view, pair, over).overall)
+            assert cell == expected
+
+
+def test_every_part_has_a_table() -> None:
+    titles = list(tables(report.markdown(drawn_results(1))))
+    main = "imagenet init, 100 % of the labels, confirm"
+    assert titles[:10] == [
+        f"One task left out: {main}",
+        f"Which differences exceed noise: {main}",
+        f"Task by task: {main}",
+        f"Headroom: {main}",
+        "Share of the headroom that features close",
+        f"All tasks together: {main}",
+        f"Block split: {main}",
+        f"Which differences exceed noise: block split, {main}",
+        f"Ablations: block split, {main}",
+        f"Features of one task: {main}",
+    ]
+    assert titles[-2:] == ["What is missing", "How it was run"]
+
+
+def test_how_it_was_run_is_told() -> None:
+    facts = dict(tables(report.markdown(drawn_results(1)))["How it was run"][1:])
+    cells = len(drawn_results(1).cells)
+    assert facts["commit"] == "abc1234"
+    assert (facts["device"], facts["torch"], facts["score_on"]) == ("cpu", "2.9.0", ", ".join(SPLITS))
+    assert facts["computed"] == "2026-01-02 to 2026-01-02"
+    assert facts["CPU hours"] == f"{cells * 0.01:.2f}"
+
+
+def test_changes_task_by_task_stand_between_their_raw_values() -> None:
+    row = tables(report.markdown(results(the_head_is_all)))["Task by task: imagenet init, 100 % of the labels, confirm"]
+    light = next(cells for cells in row if cells[0] == "medusa_light head over control, plain features")
+    assert light[1:3] == ["40.00 to 44.00 (+10.0 ± 1.0 %)", "40.00 to 36.00 (+10.0 ± 1.0 %)"]
+
+
+def test_a_plan_without_parts_leaves_their_tables_out() -> None:
+    small = replace(PLAN, parity=(), ablations=(), single_task=False, settings=PLAN.settings[:1])
+    titles = list(tables(report.markdown(results(drawn(1), small))))
+    assert not [title for title in titles if title.startswith(("All tasks", "Ablations", "Features of one"))]
+
+
+# ---- sentences
+
+
+def test_sentences_say_what_the_gain_is_made_of() -> None:
+    said = "\n".join(report.sentences(results(the_head_is_all)))
+    ten = "+10.0 ± 1.0 % over 3 seeds (95 % interval +7.5 to +12.5): above noise"
+    assert f"medusa features with a medusa_light head against plain features with a plain head: {ten}." in said
+    assert (
+        f"the head alone, plain features with a medusa_light head against plain features with a plain head: {ten}"
+        in said
+    )
+    nothing = "+0.0 ± 0.0 % over 3 seeds (95 % interval +0.0 to +0.0): no more than noise"
+    assert (
+        f"The features alone, {Pair('medusa', 'medusa_light')} against {Pair('plain', 'medusa_light')}: {nothing}."
+        in said
+    )
+    assert "is there for 0 of 4 tasks." in said
+    assert f"medusa against mtinet, all tasks together: {nothing}." in said
+    assert "medusa has 2.00 M parameters, mtinet 2.00 M (+0 %)" in said
+
+
+def test_one_seed_is_never_said_to_exceed_noise() -> None:
+    one = replace(PLAN, settings=(replace(SETTING, seeds=(1,)),))
+    said = "\n".join(report.sentences(results(the_head_is_all, one)))
+    assert "+10.0 % (one seed, so whether it exceeds noise is unknown)" in said
+    assert "above noise" not in said
+
+
+def test_what_is_not_in_the_plan_is_not_said_to_be_missing() -> None:
+    few = replace(PLAN, settings=(replace(SETTING, heads=("medusa_light",)),), parity=("plain",))
+    said = report.sentences(results(drawn(0), few))
+    assert said[0].endswith("plain head: not part of this plan.")
+    assert "Multitask performance maintained, as the abstract says: not part of this plan." in said
+
+
+# ---- what is missing
+
+
+def test_an_empty_result_says_what_is_missing() -> None:
+    empty = results(drawn(0), keep=lambda cell: False)
+    text = report.markdown(empty)
+    planned = sum(part.planned for part in findings.progress(empty))
+    assert f"0 of {planned} cells are computed; the tables say which are not." in text
+    page = tables(text)
+    first = next(iter(page.values()))
+    assert {cell for row in first[1:] for cell in row[2:]} == {UNKNOWN, "reference"}
+    assert {
+        row[-1] for row in page["Which differences exceed noise: imagenet init, 100 % of the labels, confirm"][1:]
+    } == {"not computed"}
+    assert [row[1] for row in page["What is missing"][1:]] == [
+        f"0 of {part.planned}" for part in findings.progress(empty)
+    ]
+    assert f"{UNKNOWN} not computed yet: " in text
+    assert "plain features with a plain head: not computed yet." in text
+
+
+def test_a_missing_cell_is_named_below_the_tables_that_need_it() -> None:
+    lost = Pretraining(source="mtinet", tasks=PLAN.tasks, seed=2)
+    text = report.markdown(results(drawn(0), keep=lambda cell: cell != lost))
+    assert f"{UNKNOWN} not computed yet: 1 of 9 cells of all tasks together: {lost.label}." in text
+    assert text.count("not computed yet") == 1
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_terminal_shows_the_answer_first_and_where_the_rest_is(width: int) -> None:
+    out = io.StringIO()
+    made = report.console(drawn_results(), Path("runs/x/claims"), "mlflow ui\nopen it")
+    Console(file=out, width=width, highlight=False).print(made)
+    text = out.getvalue()
+    assert text.strip().startswith("One task left out:")
+    assert "runs/x/claims/claims.json" in text
+    assert "in MLflow    open it" in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+# ---- published numbers
+
+
+def test_published_rows_say_where_they_were_read() -> None:
+    for benchmark, tasks in published.BENCHMARKS.items():
+        for row in published.rows(benchmark):
+            assert re.fullmatch(r"\d{4}\.\d{5}", row.arxiv), row
+            assert row.read_at.startswith("https://"), row
+            assert 2015 < row.year < 2026 and row.backbone and row.paper
+            assert row.values and set(row.values) <= set(tasks), row
+            assert bool(row.edges) is ("edges" in row.values), row
+            for task, value in row.values.items():
+                assert value.unit == {"depth": "m", "normals": "deg"}.get(task, "%")
+                assert 0 < value.value < (2 if task == "depth" else 100), row
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "reported"),
+    [
+        ("nyud", {"plain multitask": [-0.75], "PAD-Net": [1.13, 2.90], "MTI-Net": [6.36, 10.32]}),
+        ("pascal", {"plain multitask": [-1.98], "MTI-Net": [2.72]}),
+    ],
+)
+def test_published_values_make_the_multitask_gains_that_their_source_reports(benchmark: str, reported: Any) -> None:
+    """The README of the survey has Delta MTL of unrounded values beside them: a slip of a digit would be seen."""
+    ours = [row for row in published.rows(benchmark) if row.arxiv == "2004.13379"]
+    values = [(row.model, {task: value.value for task, value in row.values.items()}) for row in ours]
+    single = dict(values)["single-task nets"]
+    better = {task: task not in ("depth", "normals") for task in single}
+    found: dict[str, list[float]] = {}
+    for model, row in values:
+        delta = mtl_delta(row, single, better)
+        assert delta is not None
+        found.setdefault(model, []).append(delta)
+    for model, deltas in reported.items():
+        assert found[model] == pytest.approx(deltas, abs=0.25), model
+
+
+def test_ours_stand_beside_theirs_and_edges_in_columns_of_their_own() -> None:
+    plan = replace(PLAN, base=("semseg", "depth"))
+    found = replace(
+        results(drawn(0), plan), about={"data": "nyud_claims", "score_on": ["confirm"], "backbone": "hrnet"}
+    )
+    heads, *rows = tables(report.markdown(found))["NYUD-v2: ours and published"]
+    assert heads[5:7] == ["edges edge_f % ↑", "edges odsF % ↑"]
+    ours = [row for row in rows if row[0].startswith("ours")]
+    assert [row[0] for row in ours] == ["ours, single-task nets", "ours, plain", "ours, medusa", "ours, mtinet"]
+    view = findings.views(found)[0]
+    expected = view.pretrained(Pretraining(source="mtinet", tasks=PLAN.tasks), "edges")
+    assert ours[3][1] == "hrnet" and ours[3][5] == raw(expected) and ours[3][6] == UNKNOWN
+    saliency = {row[0]: row[4] for row in tables(report.not_run("pascal"))["PASCAL-Context: ours and published"]}
+    assert (saliency[""], saliency["InvPT"], saliency["PAD-Net"]) == ("saliency maxF % ↑", "84.81", "66.0 (mIoU)")
+    theirs = next(row for row in rows if row[0] == "InvPT")
+    assert theirs[1:7] == ["ViT-L", "53.56", "0.5183", "19.04", UNKNOWN, "78.1"]
+    assert "Our edge_f is not odsF" in report.markdown(found)
+
+
+def test_a_benchmark_is_known_by_its_name() -> None:
+    assert [published.benchmark_of(name) for name in ("nyud_claims", "PASCAL_incremental", "rooms_claims")] == [
+        "nyud",
+        "pascal",
+        None,
+    ]
+    with pytest.raises(ConfigError, match=r'Unknown benchmark "nyu".* Did you mean "nyud"'):
+        published.rows("nyu")
+    with pytest.raises(ConfigError, match='Unknown experiment "nyudd"'):
+        report.not_run("nyudd")
+    with pytest.raises(ConfigError, match='Unknown experiment "rooms"'):
+        report.summary({"rooms": None})
+
+
+# ---- pages
+
+
+@pytest.mark.parametrize("name", list(report.COLUMNS))
+def test_what_was_not_run_says_so_in_every_cell(name: str) -> None:
+    page = tables(report.not_run(name))
+    assert {row[1] for row in page["The answer"][1:]} == {"not run"}
+    if name in published.BENCHMARKS:
+        rows = [row for row in page[f"{report.COLUMNS[name]}: ours and published"] if row[0].startswith("ours")]
+        own = len(published.BENCHMARKS[name])
+        assert len(rows) == 4 and all(row[1 : 2 + own] == ["not run"] * (1 + own) for row in rows)
+
+
+def test_the_summary_puts_experiments_side_by_side() -> None:
+    text = report.summary({"rooms_v1": results(the_head_is_all), "nyud": None})
+    rows = {row[0]: row[1:] for row in tables(text)[""]}
+    assert rows["the head alone, on plain features"] == ["+10.0 ± 1.0 (above noise)", "not run"]
+    assert rows["the features alone, under the same head"] == ["+0.0 ± 0.0 (noise)", "not run"]
+    assert rows["plain features with a medusa_light head"][0] == "44.00 ± 0.40"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree with nothing but the two files that hold blocks."""
+    for place in pages.BLOCKS:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(f"before\n{pages.BEGIN}\nold\n{pages.END}\nafter\n")
+    (tmp_path / pages.RESULTS / "claims").mkdir(parents=True)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_results_file_that_was_sent_makes_its_page_and_its_column(checkout: Path) -> None:
+    (checkout / pages.RESULTS / "claims" / "nyud.json").write_text(results(the_head_is_all).to_json())
+    (checkout / pages.RESULTS / "claims" / "other.json").write_text(drawn_results().to_json())
+    assert pages.main([]) == 0
+    readme = (checkout / "README.md").read_text()
+    assert readme.startswith(f"before\n{pages.BEGIN}\n") and readme.endswith(f"{pages.END}\nafter\n")
+    assert "| the head alone, on plain features | not run | +10.0 ± 1.0 (above noise) | not run |" in readme
+    assert "(benchmarks/results/claims_nyud.md)" in readme and "old" not in readme
+    found = (checkout / "docs/found.md").read_text()
+    assert "(../benchmarks/results/claims_nyud.md)" in found and "rooms-v1 is not run yet" in found
+    made = {path.name for path in (checkout / pages.RESULTS).glob("*.md")}
+    assert made == {"claims_rooms_v1.md", "claims_nyud.md", "claims_pascal.md", "claims_other.md"}
+    assert pages.main(["--check"]) == 0
+
+
+def test_sentences_of_the_rooms_stand_in_the_page_of_what_was_found(checkout: Path) -> None:
+    found = results(the_head_is_all)
+    (checkout / pages.RESULTS / "claims" / "rooms_v1.json").write_text(found.to_json())
+    assert pages.main([]) == 0
+    text = (checkout / "docs/found.md").read_text()
+    assert all(f"- {sentence}\n" in text for sentence in report.sentences(found))
+
+
+def test_pages_that_are_not_current_are_named_and_left_as_they_are(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pages.main([]) == 0
+    page = checkout / pages.RESULTS / "claims_nyud.md"
+    page.write_text("edited")
+    assert pages.main(["--check"]) == 1
+    assert "claims_nyud.md is not what the results make" in capsys.readouterr().err
+    assert page.read_text() == "edited"
+
+
+def test_a_file_without_marks_is_named_and_the_others_are_written(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "README.md").write_text("no marks")
+    assert pages.main([]) == 1
+    assert f"Expected {pages.BEGIN} and then {pages.END} in README.md" in capsys.readouterr().err
+    assert (checkout / "README.md").read_text() == "no marks"
+    assert "not run" in (checkout / "docs/found.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", [pages.BEGIN, pages.END + pages.BEGIN, pages.BEGIN * 2 + pages.END, pages.BEGIN + pages.END * 2]
+)
+def test_marks_out_of_order_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"in x\.md, each once"):
+        pages.with_block(text, "content", "x.md")
+
+
+def test_a_damaged_results_file_is_named_and_nothing_is_written(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / pages.RESULTS / "claims" / "nyud.json").write_text(drawn_results().to_json()[:500])
+    assert pages.main([]) == 1
+    assert "nyud.json holds no results of mode=claims" in capsys.readouterr().err
+    assert not list((checkout / pages.RESULTS).glob("*.md"))
+
+
+def test_the_committed_pages_are_what_the_committed_results_make() -> None:
+    named = pages.read(ROOT)
+    for place, text in pages.pages(named).items():
+        assert (ROOT / place).read_text(encoding="utf-8") == text, f"{place}: run python benchmarks/claims.py"
+    for place in pages.BLOCKS:
+        text = (ROOT / place).read_text(encoding="utf-8")
+        if place == "README.md" and pages.BEGIN not in text:
+            continue
+        assert pages.with_block(text, pages.block(named, place), place) == text, f"{place}: run benchmarks/claims.py"
+
+
+def test_a_report_needs_no_torch() -> None:
+    code = (
+        "import sys, pathlib; from medusa_cl.claims import report; from medusa_cl.claims.record import Results; "
+        "report.markdown(Results.from_json(sys.stdin.read())); assert 'torch' not in sys.modules"
+    )
+    text = drawn_results().to_json()
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=text, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_published_numbers_are_found_beside_the_module(tmp_path: Path) -> None:
+    copied = shutil.copy(published.PLACE, tmp_path)
+    assert Path(copied).read_text(encoding="utf-8").count('"benchmark"') == sum(
+        len(published.rows(name)) for name in published.BENCHMARKS
+    )
+    assert [(claim.value, claim.unit) for claim in published.claims()] == [(13.18, "%"), (None, ""), (25.0, "%")]
+    assert isinstance(sheets.beside("pascal", None).rows, list) and Results is findings.Results
+
+
+def test_a_plan_that_holds_tasks_out_together_only_is_answered_by_that() -> None:
+    setting = replace(SETTING, heads=("medusa_light",), sources=("none", "plain", "medusa", "anchor"), seeds=(0,))
+    plan = replace(PLAN, held_out=(), settings=(setting,), parity=(), ablations=(), single_task=False)
+    found = results(drawn(0), plan)
+    text = report.markdown(found)
+    page = tables(text)
+    heads, *rows = next(iter(page.values()))
+    assert next(iter(page)).startswith("Block split: ") and heads[4:] == ["normals mean ° ↓", "edges edge_f % ↑"]
+    view = findings.views(found, block=True)[0]
+    gain = findings.contrast(view, Pair("anchor", "medusa_light"), Pair("plain", "medusa_light")).overall
+    assert rows[3][:4] == ["anchor", "medusa_light", UNKNOWN, points(gain)]
+    of, over = Pair("anchor", "medusa_light"), Pair("plain", "medusa_light")
+    assert f"The features alone, {of} against {over}: {gain.mean:+.1f} %" in text
+    assert not [title for title in page if title.startswith("One task left out")]
+    assert found.metrics()["features/anchor features over plain, medusa_light head"] == gain.mean
