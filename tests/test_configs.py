@@ -45,7 +45,8 @@ def options(group: str) -> pytest.MarkDecorator:
 
 
 def test_every_folder_of_yaml_is_a_group() -> None:
-    assert set(GROUPS) == {"scenario", "backbone", "head", "trainer", "strategy", "plugins", "tracking", "experiment"}
+    groups = {"scenario", "backbone", "head", "trainer", "strategy", "plugins", "tracking", "claims", "experiment"}
+    assert set(GROUPS) == groups
     assert all(GROUPS.values())
 
 
@@ -136,7 +137,9 @@ def test_experiments_are_made_of_their_configuration(name: str, roots: dict[str,
     small = roots.get(name.split("_")[0], roots["rooms"])
     cfg = config(f"experiment={name}", *small)
     scenario = instantiate(cfg.scenario)
-    assert scenario.groups == GROUPS_OF[cfg.scenario.name]
+    assert scenario.groups == GROUPS_OF.get(
+        cfg.scenario.name, [tuple(cfg.scenario.base), *((n,) for n in cfg.scenario.stream)]
+    )
     assert cfg.backbone.name in timm.list_models()
     strategy = {key: value for key, value in cfg.strategy.items() if key not in FOR_PEOPLE}
     assert callable(instantiate(strategy))
