@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from medusa_cl import rundir
+from medusa_cl import __version__, rundir
 from medusa_cl.build import NO_MATTER, head_factory, instantiate, plain, resolve_device, scenario_of, strategy_factory
 from medusa_cl.claims.cells import AS_IT_COMES, INITS
 from medusa_cl.claims.plan import Plan, settings_of
@@ -29,7 +29,7 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
     """Make the lab of a configuration with a section `claims`."""
     from medusa_cl.claims.lab import Lab
     from medusa_cl.strategies.medusa import Medusa
-    from medusa_cl.summary import packages
+    from medusa_cl.summary import code_hash, git_commit, packages
 
     scenario = scenario_of(cfg, console)
     device = resolve_device(cfg.trainer.device)
@@ -64,7 +64,15 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
             **{name: _arguments(config) for name, config in heads.items()},
             **{name: {**recipe, "head": _arguments(heads[recipe["head"]])} for name, recipe in sources.items()},
         },
-        about={"data": scenario.name, "device": device, "packages": packages(), "threads": int(cfg.trainer.threads)},
+        about={
+            "data": scenario.name,
+            "device": device,
+            "threads": int(cfg.trainer.threads),
+            "packages": packages(),
+            "version": __version__,
+            "commit": git_commit(),
+            "code": code_hash(),
+        },
         folder=folder,
         score_on=tuple(cfg.claims.score_on),
         notify=console.print if console is not None else lambda line: None,
@@ -142,5 +150,3 @@ def _backbone(config: DictConfig, init: str, seed: int) -> Backbone:
     from_scratch = {"pretrained": False, "checkpoint": None, "weights_seed": seed}
     made: Backbone = instantiate(config, **(from_scratch if init == "random" else {}))
     return made
-
-

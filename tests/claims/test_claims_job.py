@@ -13,10 +13,11 @@ from medusa_cl.claims.record import Results
 from medusa_cl.stopping import Stopped
 
 NYUD = [
-    "experiment=nyud_claims", "scenario.augment.zooms=[1.0]", "backbone.name=test_efficientnet", "backbone.pretrained=false",
-    "head_width=8", "trainer.epochs=2", "trainer.batch_size=4", "trainer.threads=1", "trainer.device=cpu", "tracking=off",
-    "claims.heads=[medusa_light]", "claims.seeds=[0]", "claims.settings=[{init: random}]", "claims.held_out=[normals]",
-    "claims.parity=[]", "claims.ablations=[]", "claims.single_task=false", "claims.compared=[plain]",
+    "experiment=nyud_claims", "scenario.augment.zooms=[1.0]", "backbone.name=test_efficientnet",
+    "backbone.pretrained=false", "head_width=8", "trainer.epochs=2", "trainer.batch_size=4", "trainer.threads=1",
+    "trainer.device=cpu", "tracking=off", "claims.heads=[medusa_light]", "claims.seeds=[0]",
+    "claims.settings=[{init: random}]", "claims.held_out=[normals]", "claims.parity=[]", "claims.ablations=[]",
+    "claims.single_task=false", "claims.compared=[plain]",
 ]  # fmt: skip
 
 
