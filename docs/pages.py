@@ -24,7 +24,7 @@ COPIED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"} 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 HIDDEN = ("defaults", "_target_", "_partial_", "hydra")
 NAMES = ("scenario.name", "strategy.name", "head.name")  # by which people tell them apart, and nothing else
-GROUPS = ("scenario", "strategy", "plugins", "head", "backbone", "trainer", "tracking", "experiment")
+GROUPS = ("scenario", "strategy", "plugins", "head", "backbone", "trainer", "tracking", "claims", "experiment")
 
 
 def on_config(config: Any) -> Any:
@@ -200,7 +200,9 @@ def _walk(node: Any, prefix: str, lines: list[str]) -> Iterator[Key]:
 
 def _written(value: Any, lines: list[str]) -> str:
     if isinstance(value, yaml.SequenceNode) and not value.flow_style:
-        return ", ".join(item.value for item in value.value)
+        plain = all(isinstance(item, yaml.ScalarNode) for item in value.value)
+        items = [item.value if plain else _written(item, lines) for item in value.value]
+        return ", ".join(items) if plain else f"[{', '.join(items)}]"
     start, end = value.start_mark, value.end_mark
     return lines[start.line][start.column : end.column]
 

@@ -134,7 +134,9 @@ def test_a_scenarios_order_is_chosen_by_the_runs_seed(name: str, roots: dict[str
 def test_experiments_are_made_of_their_configuration(name: str, roots: dict[str, list[str]]) -> None:
     import timm
 
-    small = roots.get(name.split("_")[0], roots["rooms"])
+    small = list(roots.get(name.split("_")[0], roots["rooms"]))
+    if name == "rooms_claims":
+        small += ["scenario.confirm_size=1", "scenario.confirm_style_size=1"]
     cfg = config(f"experiment={name}", *small)
     scenario = instantiate(cfg.scenario)
     assert scenario.groups == GROUPS_OF.get(

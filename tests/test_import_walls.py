@@ -15,7 +15,15 @@ import medusa_cl
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("avalanche", "mlflow", "h5py", "torchmetrics")
 
-PARTS_OF_RUN = ("job", "job_references", "continuing", "study_run", "build")  # where configuration ends
+PARTS_OF_RUN = (
+    "job",
+    "job_references",
+    "continuing",
+    "study_run",
+    "build",
+    "claims_run",
+    "claims/build",
+)  # where configuration ends
 
 # library -> the only places that may import it, as prefixes of paths from the root
 WALLS = {

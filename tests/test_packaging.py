@@ -134,6 +134,9 @@ def test_wheel_works_in_a_folder_with_its_own_strategies(wheel: Path, foreign: P
     assert f"medusa_cl {medusa_cl.__version__}" in python("-S", "-m", "medusa_cl", cwd=foreign, path=str(tmp_path))
 
 
+DATA = {"medusa_cl/py.typed", "medusa_cl/claims/published.json"}
+
+
 def test_wheel_holds_every_source_and_config_under_one_name(tree: Path, wheel: Path) -> None:
     held = names(wheel)
     assert {name.split("/")[0] for name in held} == {"medusa_cl", f"medusa_cl-{medusa_cl.__version__}.dist-info"}
@@ -141,7 +144,7 @@ def test_wheel_holds_every_source_and_config_under_one_name(tree: Path, wheel: P
     for folder in LINKED:
         files = [p for p in (tree / folder).rglob("*") if p.suffix in {".py", ".yaml"}]
         expected |= {f"medusa_cl/{p.relative_to(tree)}" for p in files}
-    assert {name for name in held if name.startswith("medusa_cl/")} == expected | {"medusa_cl/py.typed"}
+    assert {name for name in held if name.startswith("medusa_cl/")} == expected | DATA
 
 
 def test_wheel_from_sdist_is_the_same(wheel: Path, tmp_path: Path) -> None:

@@ -460,7 +460,7 @@ def test_what_may_be_set_anew_and_what_is_refused(home: Home) -> None:
         ("scenario.stream=[edges]",): r"extend=medusa-7 scenario\.stream=",
         (
             "experiment=demo",
-        ): r"medusa-7 is a run of another configuration: head_width: 8 in the run, 32 now.* and 17 more\.",
+        ): r"medusa-7 is a run of another configuration: head_width: 8 in the run, 32 now.* and 19 more\.",
     }.items():
         with pytest.raises(SnapshotError, match=message):
             resumed(config(f"resume={out}", *given), [f"resume={out}", *given])

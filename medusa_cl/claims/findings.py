@@ -6,11 +6,12 @@ is averaged over tasks within a seed, and then described over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from medusa_cl.claims.cells import Cell
 from medusa_cl.claims.nets import parity
+from medusa_cl.claims.plan import PLAIN_HEAD
 from medusa_cl.claims.record import Results
 from medusa_cl.claims.spread import Estimate, mean_of_all, over_seeds, ratio_of_sums
 from medusa_cl.claims.views import Pair, View, views
@@ -33,7 +34,7 @@ __all__ = [
     "views",
 ]
 
-PLAIN_HEAD, CONTROL_HEAD = "plain", "control"
+CONTROL_HEAD = "control"
 ENOUGH_HEADROOM = 6.0
 """Percent between plain features and those of all tasks from which on a task tells features apart."""
 
@@ -136,15 +137,19 @@ class Headroom:
 
 
 def headroom(view: View) -> list[Headroom]:
-    """Return the headroom of every held-out task."""
+    """Return the headroom of every held-out task, under the view's head."""
     return [_headroom(view, task) for task in view.tasks]
 
 
 def _headroom(view: View, task: str) -> Headroom:
-    plan, setting = view.plan, view.setting
-    plain = view.raw(Pair(plan.plain, plan.head), task)
-    oracle = over_seeds(setting.seeds, lambda n: view.results.score(plan.oracle(setting, n, task), task, view.split))
-    alone = over_seeds(setting.seeds, lambda n: view.results.score(plan.end_to_end(setting, n, task), task, view.split))
+    plan, setting, head = view.plan, view.setting, view.head
+
+    def reached(cell: Callable[..., Cell]) -> Estimate:
+        return over_seeds(
+            setting.seeds, lambda seed: view.results.score(cell(setting, seed, task, head), task, view.split)
+        )
+
+    plain, oracle, alone = view.raw(Pair(plan.plain, head), task), reached(plan.oracle), reached(plan.end_to_end)
     return Headroom(task, plain, oracle, alone, view.paired(task, oracle, plain), view.paired(task, alone, plain))
 
 
@@ -170,9 +175,9 @@ class Share:
 
 
 def shares(view: View) -> list[Share]:
-    """Return the share of the headroom that each source but the plain one closes, under the plan's head."""
+    """Return the share of the headroom that each source but the plain one closes, under the view's head."""
     plan, setting = view.plan, view.setting
-    if Pair(plan.plain, plan.head) not in view.pairs or not view.tasks:
+    if Pair(plan.plain, view.head) not in view.pairs or not view.tasks:
         return []
     rooms = {room.task: room for room in headroom(view)}
     others = [source for source in setting.sources if source != plan.plain]
@@ -180,7 +185,7 @@ def shares(view: View) -> list[Share]:
 
 
 def _share(view: View, source: str, rooms: Mapping[str, Headroom]) -> Share:
-    head, seeds = view.plan.head, view.setting.seeds
+    head, seeds = view.head, view.setting.seeds
     gains = contrast(view, Pair(source, head), Pair(view.plan.plain, head)).per_task
     apart = tuple(task for task, room in rooms.items() if room.tells_apart)
 

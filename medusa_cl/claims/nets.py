@@ -40,7 +40,7 @@ def parity(view: View) -> list[Parity]:
     if not sources:
         return []
     alone = _alone(view, plan.medusa)
-    nets = [plan.end_to_end(setting, setting.seeds[0], task) for task in plan.tasks]
+    nets = [plan.end_to_end(setting, setting.seeds[0], task, plan.head) for task in plan.tasks]
     nothing = Estimate({}, setting.seeds)
     first = Parity("", alone, nothing, nothing, _count(view, nets, "parameters"), _amount(view, nets, "gflops"))
     return [first, *(_parity(view, source, alone) for source in sources)]

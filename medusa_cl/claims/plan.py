@@ -8,6 +8,8 @@ from typing import Any
 
 from medusa_cl.claims.cells import AS_IT_COMES, Cell, Pretraining, Probe
 
+PLAIN_HEAD = "plain"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -44,7 +46,7 @@ class Plan:
         settings: Under which circumstances; the first one is the main one.
         plain: The source that others are measured against.
         medusa: The source whose head is the one under which sources are compared.
-        head: The name of that head.
+        head: The name of that head. The headroom is that under it and, where they are learnt, under plain heads.
         parity: Sources learnt on all tasks together, beside single-task nets.
         ablations: Sources compared to `medusa` on the block split, main setting, first seed.
         single_task: Whether nets of one task serve as sources too: main setting, first seed.
@@ -88,8 +90,9 @@ class Plan:
         return found
 
     def cells(self) -> list[Cell]:
-        """Return all cells, in the order in which they are wanted."""
-        return [cell for section in self.sections().values() for cell in section]
+        """Return all cells in the order in which they are wanted: the first seed answers every question once."""
+        every = [cell for section in self.sections().values() for cell in section]
+        return sorted(every, key=lambda cell: (cell if isinstance(cell, Pretraining) else cell.backbone).seed)
 
     def pretraining(self, source: str, tasks: tuple[str, ...], setting: Setting, seed: int) -> Pretraining:
         """Return a source's backbone in a setting; the one that comes with its first weights depends on no tasks."""
@@ -102,20 +105,26 @@ class Plan:
         backbone = self.pretraining(source, tasks, setting, seed)
         return Probe(backbone=backbone, head=head, task=task, labels=setting.labels)
 
-    def oracle(self, setting: Setting, seed: int, task: str) -> Probe:
+    def oracle(self, setting: Setting, seed: int, task: str, head: str) -> Probe:
         """Return the head on plain features of all tasks, the one held out among them."""
-        return self.probe(self.plain, self.tasks, setting, seed, task, self.head)
+        return self.probe(self.plain, self.tasks, setting, seed, task, head)
 
-    def end_to_end(self, setting: Setting, seed: int, task: str) -> Pretraining:
+    def end_to_end(self, setting: Setting, seed: int, task: str, head: str) -> Pretraining:
         """Return the single-task net with the same head."""
-        return Pretraining(source=self.medusa, tasks=(task,), init=setting.init, seed=seed, labels=setting.labels)
+        source = self.medusa if head == self.head else self.plain
+        return Pretraining(source=source, tasks=(task,), init=setting.init, seed=seed, labels=setting.labels)
+
+    def heads_of(self, setting: Setting) -> tuple[str, ...]:
+        """Return the heads under which there is a headroom."""
+        return (self.head, *(PLAIN_HEAD for head in setting.heads if head == PLAIN_HEAD and head != self.head))
 
     def _headroom(self) -> Iterator[Cell]:
         for setting in self.settings:
             for seed, task in ((s, t) for s in setting.seeds for t in self.held_out):
-                yield self.probe(self.plain, self.others(task), setting, seed, task, self.head)
-                yield self.oracle(setting, seed, task)
-                yield self.end_to_end(setting, seed, task)
+                for head in self.heads_of(setting):
+                    yield self.probe(self.plain, self.others(task), setting, seed, task, head)
+                    yield self.oracle(setting, seed, task, head)
+                    yield self.end_to_end(setting, seed, task, head)
 
     def _leave_one_out(self) -> Iterator[Cell]:
         for setting in self.settings:
@@ -130,12 +139,13 @@ class Plan:
         for seed, source in ((n, s) for n in main.seeds for s in self.parity):
             yield self.pretraining(source, self.tasks, main, seed)
             for task in self.tasks:
-                yield self.end_to_end(main, seed, task)
+                yield self.end_to_end(main, seed, task, self.head)
 
     def _block(self) -> Iterator[Cell]:
         main = self.settings[0]
         for seed, source, task in ((n, s, t) for n in main.seeds for s in main.sources for t in self.block):
-            yield self.oracle(main, seed, task)
+            for head in self.heads_of(main):
+                yield self.oracle(main, seed, task, head)
             for head in main.heads:
                 yield self.probe(source, self.base, main, seed, task, head)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from medusa_cl.claims import findings, nets, published, sheet, sheets
 from medusa_cl.claims.cells import AS_IT_COMES
-from medusa_cl.claims.findings import CONTROL_HEAD, PLAIN_HEAD, Pair, Results, View
+from medusa_cl.claims.findings import CONTROL_HEAD, Pair, Results, View
 from medusa_cl.claims.nets import Parity
+from medusa_cl.claims.plan import PLAIN_HEAD
 from medusa_cl.claims.sheet import Sheet
 from medusa_cl.claims.sheets import NOT_RUN
 from medusa_cl.claims.spread import Estimate
@@ -19,7 +20,7 @@ from medusa_cl.tracking.numbers import UNKNOWN
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NOT_COMPUTED = "not computed yet"
+NOT_COMPUTED, NOT_PART = "not computed yet", "not part of this plan"
 COLUMNS: Mapping[str, str] = {"rooms_v1": "rooms-v1", "nyud": "NYUD-v2", "pascal": "PASCAL-Context"}
 """The experiments that tables for everyone show, by the names of their files."""
 EXPERIMENTS: Mapping[str, str] = {"rooms_v1": "rooms_claims", "nyud": "nyud_claims", "pascal": "pascal_claims"}
@@ -59,7 +60,8 @@ def console(results: Results, folder: Path | None = None, ui_line: str | None = 
 def main_sheets(results: Results) -> list[Sheet]:
     """Return the tables that hold the answer."""
     main = _views(results)[0]
-    made = [sheets.matrix(main), sheets.comparisons(main), sheets.rooms(main), sheets.closed(_views(results))]
+    made = [sheets.matrix(main), sheets.comparisons(main), *map(sheets.rooms, main.under_each_head)]
+    made += [sheets.closed(_views(results))]
     made += [sheets.together(main), sheets.missing(results)]
     return [one for one in made if one.rows]
 
@@ -75,11 +77,11 @@ def all_sheets(results: Results) -> list[Sheet]:
     block = findings.views(results, block=True)[:1] if results.plan.held_out and results.plan.block else []
     chosen = [c for c in findings.contrasts(main) if c.of.head == results.plan.head or c.kind == "head"]
     made = [sheets.matrix(main), sheets.comparisons(main), sheets.by_task(main, chosen)]
-    made += [sheets.rooms(main), sheets.closed([main, *others, *block]), sheets.together(main)]
+    made += [*map(sheets.rooms, main.under_each_head), sheets.closed([main, *others, *block]), sheets.together(main)]
     made += [make(view) for view in block for make in (sheets.matrix, sheets.comparisons)]
     made += [sheets.removed(main), sheets.lessons(main)]
     for view in others:
-        made += [sheets.matrix(view), sheets.comparisons(view), sheets.rooms(view)]
+        made += [sheets.matrix(view), sheets.comparisons(view), *map(sheets.rooms, view.under_each_head)]
     benchmark = published.benchmark_of(str(results.about.get("data", "")))
     made += [sheets.beside(benchmark, results)] if benchmark else []
     made += [sheets.missing(results), sheets.provenance(results)]
@@ -92,8 +94,10 @@ def all_sheets(results: Results) -> list[Sheet]:
 def sentences(results: Results) -> list[str]:
     """Return what follows from the numbers of the main setting; each is true of the tables, whatever they say."""
     view, *rest = _views(results)
-    others = [_elsewhere(other) for other in rest]
-    return [*_universal(view), *_headroom(view), *others, *_maintained(view), _efficient(view), _complete(results)]
+    others = [_elsewhere(under) for other in rest for under in other.under_each_head]
+    rooms = [line for under in view.under_each_head for line in _headroom(under)]
+    said = [*_universal(view), *rooms, *others, *_maintained(view), _efficient(view), _complete(results)]
+    return [line for line in said if NOT_PART not in line]
 
 
 def _universal(view: View) -> Iterator[str]:
@@ -126,12 +130,12 @@ def _trained(view: View) -> list[str]:
 
 
 def _learnt(view: View, source: str) -> str:
-    return _between(view, Pair(source, view.plan.head), Pair(view.plan.plain, view.plan.head))
+    return _between(view, Pair(source, view.head), Pair(view.plan.plain, view.head))
 
 
 def _between(view: View, of: Pair, over: Pair) -> str:
     known = {of, over} <= set(view.pairs)
-    return said(findings.contrast(view, of, over).overall) if known else "not part of this plan"
+    return said(findings.contrast(view, of, over).overall) if known else NOT_PART
 
 
 def said(estimate: Estimate) -> str:
@@ -150,16 +154,16 @@ def _headroom(view: View) -> Iterator[str]:
     rooms = findings.headroom(view)
     apart, known = [r.task for r in rooms if r.tells_apart], [r for r in rooms if r.tells_apart is not None]
     if not known:
-        yield f"Headroom: {NOT_COMPUTED}."
+        yield f"Headroom under a {view.head} head: {NOT_COMPUTED}."
         return
     yield (
-        f"Headroom of {findings.ENOUGH_HEADROOM:g} % or more, by which a task can tell features apart, is there for "
-        f"{len(apart)} of {len(known)} tasks{': ' if apart else ''}{', '.join(apart)}."
+        f"Headroom of {findings.ENOUGH_HEADROOM:g} % or more under a {view.head} head, by which a task can tell "
+        f"features apart, is there for {len(apart)} of {len(known)} tasks{': ' if apart else ''}{', '.join(apart)}."
     )
     for share in findings.shares(view) if apart else ():
         if share.source != AS_IT_COMES:
             closed = _said_share(share.pooled)
-            yield f"Share of the headroom that {share.source} features close over these tasks: {closed}."
+            yield f"Share of it that {share.source} features close over these tasks: {closed}."
 
 
 def _elsewhere(view: View) -> str:
@@ -167,10 +171,10 @@ def _elsewhere(view: View) -> str:
     plan, rooms = view.plan, findings.headroom(view)
     known, apart = [r for r in rooms if r.tells_apart is not None], [r.task for r in rooms if r.tells_apart]
     if not known:
-        return f"{view.name}: {NOT_COMPUTED}."
+        return f"{view.name}, {view.head} head: {NOT_COMPUTED}."
     enough = f"headroom enough for {len(apart)} of {len(known)} tasks{': ' if apart else ''}{', '.join(apart)}"
     gains = [f"{source} against {plan.plain} features: {_learnt(view, source)}" for source in _trained(view)]
-    return "; ".join([f"{view.name}: {enough}", *gains]) + "."
+    return "; ".join([f"{view.name}, {view.head} head: {enough}", *gains]) + "."
 
 
 def _said_share(estimate: Estimate) -> str:
@@ -186,7 +190,6 @@ def _maintained(view: View) -> Iterator[str]:
     rows = {row.source: row for row in nets.parity(view)}
     plan = view.plan
     if plan.medusa not in rows:
-        yield "Multitask performance maintained, as the abstract says: not part of this plan."
         return
     ours = rows[plan.medusa]
     yield (

@@ -7,7 +7,8 @@ from typing import Any
 
 from medusa_cl.claims import findings, nets, published
 from medusa_cl.claims.cells import AS_IT_COMES
-from medusa_cl.claims.findings import PLAIN_HEAD, Contrast, Pair, Results, View
+from medusa_cl.claims.findings import Contrast, Pair, Results, View
+from medusa_cl.claims.plan import PLAIN_HEAD
 from medusa_cl.claims.sheet import PLUS_MINUS, Sheet, heading, interval, points, raw, seeds, share
 from medusa_cl.claims.spread import Estimate
 from medusa_cl.tracking.numbers import UNKNOWN, metric_heading, number
@@ -119,11 +120,11 @@ def rooms(view: View) -> Sheet:
         for room in findings.headroom(view)
     ]
     return Sheet(
-        f"Headroom: {'block split, ' if view.block else ''}{view.name}",
+        f"Headroom under a {view.head} head: {'block split, ' if view.block else ''}{view.name}",
         ["task held out", "plain features", "features of all tasks", "%", "end to end", "%", "tells features apart"],
         rows,
         about=(
-            f"All with a {view.plan.head} head. Plain features that did not learn the task against plain features of "
+            f"All with a {view.head} head. Plain features that did not learn the task against plain features of "
             f"all tasks, itself among them. Under {findings.ENOUGH_HEADROOM:g} % a task cannot tell features apart."
             + (
                 " So many labels are the heads'; backbones saw all, that of all tasks also those of the task."
@@ -140,6 +141,7 @@ def closed(all_views: Sequence[View]) -> Sheet:
     rows = [
         [
             f"{view.name}{', block split' if view.block else ''}",
+            view.head,
             s.source,
             share(s.pooled),
             _share_interval(s.pooled),
@@ -147,18 +149,18 @@ def closed(all_views: Sequence[View]) -> Sheet:
             share(s.everything),
             _tasks(s),
         ]
-        for view in all_views
+        for whole in all_views
+        for view in whole.under_each_head
         for s in findings.shares(view)
     ]
-    head = all_views[0].plan.head
     return Sheet(
         "Share of the headroom that features close",
-        ["setting", "features", "share", "95 % interval", "seeds", "over all tasks", "by task"],
+        ["setting", "head", "features", "share", "95 % interval", "seeds", "over all tasks", "by task"],
         rows,
-        keys=2,
+        keys=3,
         words=1,
         about=(
-            f"(source - plain) / (all tasks - plain) under a {head} head: the sum over tasks and seeds of the relative "
+            "(source - plain) / (all tasks - plain) under the same head: the sum over tasks and seeds of the relative "
             "changes, divided by that of the headrooms, never a mean of ratios; the interval over seeds is that of a "
             f"ratio estimator. Only tasks with {findings.ENOUGH_HEADROOM:g} % of headroom count; the same seeds choose "
             "them, so beside it stands the share over all."

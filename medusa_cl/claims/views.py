@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,12 +32,19 @@ class View:
         setting: Where backbones start, how many labels there are, which seeds.
         split: The images scored on.
         block: Whether the tasks are held out together, or else one at a time.
+        under: The head under which features are compared; empty for that of the plan.
     """
 
     results: Results
     setting: Setting
     split: str
     block: bool = False
+    under: str = ""
+
+    @property
+    def head(self) -> str:
+        """The head under which features are compared."""
+        return self.under or self.plan.head
 
     @property
     def plan(self) -> Plan:
@@ -47,6 +55,11 @@ class View:
     def name(self) -> str:
         """What tables call it."""
         return f"{self.setting.name}, {self.split}"
+
+    @property
+    def under_each_head(self) -> list[View]:
+        """This view under each head for which there is a headroom, that of the plan first."""
+        return [dataclasses.replace(self, under=head) for head in self.plan.heads_of(self.setting)]
 
     @property
     def tasks(self) -> tuple[str, ...]:

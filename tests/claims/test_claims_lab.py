@@ -96,10 +96,10 @@ PLAN = Plan(tasks=("a", "b", "c"), base=("a",), held_out=("a", "b", "c"), settin
 
 def test_the_plan_counts_by_hand() -> None:
     sections = PLAN.sections()
-    # A seed: 3 oracle probes, 3 on plain features, 3 single-task nets.
-    assert len(sections["headroom"]) == 2 * 9
-    # A seed: 3 sources x 3 tasks x 2 heads, of which 3 (plain, medusa_light) are in headroom.
-    assert len(sections["leave_one_out"]) == 2 * (18 - 3)
+    # A seed, under each of two heads: 3 oracle probes, 3 on plain features, 3 single-task nets.
+    assert len(sections["headroom"]) == 2 * 2 * 9
+    # A seed: 3 sources x 3 tasks x 2 heads, of which those on plain features are in headroom.
+    assert len(sections["leave_one_out"]) == 2 * (18 - 6)
     # The joint net; its single-task nets are in headroom.
     assert len(sections["parity"]) == 2
     # A seed: 3 sources x (b, c) x 2 heads on the base (a); those on a backbone as it comes are in leave_one_out.
