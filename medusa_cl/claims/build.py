@@ -37,11 +37,11 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
     heads = {name: _head(name, cfg.head_width) for name in _heads_named(cfg)}
     sources = {name: _source(name, recipe) for name, recipe in cfg.claims.sources.items()}
 
-    def model(name: str, backbone: Backbone) -> MultiTaskModel:
+    def model(source: str | None, head: str | None, backbone: Backbone) -> MultiTaskModel:
         from medusa_cl.models.coupled import CoupledModel
         from medusa_cl.models.multitask import MultiTaskModel
 
-        config = heads[sources[name]["head"] if name in sources else name]
+        config = heads[head or sources[source or ""]["head"]]
         kind = CoupledModel if config.get("coupled") else MultiTaskModel
         return kind(backbone, head_factory(_arguments(config)), str(cfg.trainer.precision))
 
@@ -60,9 +60,9 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
         model=model,
         strategy=strategy,
         keys={
-            "": {"trainer": trainer, "backbone": plain(cfg.backbone), "augmentation": str(scenario.augmentation)},
-            **{name: _arguments(config) for name, config in heads.items()},
-            **{name: {**recipe, "head": _arguments(heads[recipe["head"]])} for name, recipe in sources.items()},
+            "common": {"trainer": trainer, "backbone": plain(cfg.backbone), "augmentation": str(scenario.augmentation)},
+            "heads": {name: _arguments(config) for name, config in heads.items()},
+            "sources": {n: {**recipe, "head": _arguments(heads[recipe["head"]])} for n, recipe in sources.items()},
         },
         about={
             "data": scenario.name,

@@ -64,9 +64,9 @@ class Lab:
         tasks: The tasks by name.
         augmentation: How training images vary.
         backbone: `(init, seed) -> Backbone`.
-        model: `(source or head name, backbone) -> model` without any head yet.
+        model: `(source's name or None, head's name or None, backbone) -> model` without any head yet.
         strategy: `(model, source name or None, seed, options) -> strategy`.
-        keys: What a source, or a head, by name depends on, and under "" what all do, as plain data.
+        keys: What all cells depend on ("common"), and by name what "sources" and "heads" are, as plain data.
         about: Written into every cell: machine, versions, code.
         folder: Where cells are kept.
         score_on: Splits on which every cell is scored.
@@ -77,7 +77,7 @@ class Lab:
     tasks: Mapping[str, DenseTask]
     augmentation: Augmentation
     backbone: Callable[[str, int], Backbone]
-    model: Callable[[str, Backbone], MultiTaskModel]
+    model: Callable[[str | None, str | None, Backbone], MultiTaskModel]
     strategy: Callable[..., Medusa]
     keys: Mapping[str, Any]
     about: Mapping[str, Any]
@@ -90,13 +90,12 @@ class Lab:
     def place(self, cell: Cell) -> Path:
         """Return where a cell is kept, by all that it depends on but the code, which it notes."""
         backbone = cell if isinstance(cell, Pretraining) else cell.backbone
-        names = [backbone.source] if backbone.trained else []
-        names += [cell.head] if isinstance(cell, Probe) else []
         tasks = [*backbone.tasks, *([cell.task] if isinstance(cell, Probe) else [])]
         key = {
             "cell": asdict(cell),
-            "common": self.keys[""],
-            "recipes": {name: self.keys[name] for name in names},
+            "common": self.keys["common"],
+            "source": self.keys["sources"][backbone.source] if backbone.trained else None,
+            "head": self.keys["heads"][cell.head] if isinstance(cell, Probe) else None,
             "tasks": [self.tasks[name].describe() for name in tasks],
             "data": {split: self.data[split].content_hash for split in ("train", *self.score_on)},
         }
@@ -124,7 +123,7 @@ class Lab:
         return self.folder / "models" / self.place(pretraining).stem
 
     def _pretrain(self, cell: Pretraining) -> dict[str, Any]:
-        model = self.model(cell.source, self.backbone(cell.init, cell.seed))
+        model = self.model(cell.source, None, self.backbone(cell.init, cell.seed))
         strategy = self.strategy(
             model, cell.source, cell.seed, {"freeze": "none", "freeze_old_heads": False, "cache_features": "off"}
         )
@@ -136,7 +135,7 @@ class Lab:
     def _probe(self, cell: Probe) -> dict[str, Any]:
         if cell.backbone != self._of:
             self._of, self._features = cell.backbone, {}
-        model = self.model(cell.head, self._frozen(cell.backbone))
+        model = self.model(None, cell.head, self._frozen(cell.backbone))
         options = {"freeze": "backbone", "freeze_from": 0, "kept": self._features}
         strategy = self.strategy(model, None, cell.backbone.seed, options)
         self._learn(strategy, (cell.task,), cell.labels)

@@ -274,7 +274,8 @@ def _answers(results: Results) -> dict[str, str]:
     )  # fmt: skip
     compared = [(ours, plain), (light, plain), (light, Pair(plan.plain, CONTROL_HEAD)), (ours, light)]
     cells = [_short(view, of, over) for of, over in compared]
-    closed = {share.source: sheet.share(share.pooled) for share in findings.shares(view)}
+    whole = all(room.tells_apart is not None for room in findings.headroom(view))  # a few tasks are no answer
+    closed = {share.source: sheet.share(share.pooled) for share in findings.shares(view) if whole}
     rows = {row.source: row.delta for row in nets.parity(view)}
     delta = rows.get(plan.medusa)
     cells += [closed.get(plan.medusa, UNKNOWN), UNKNOWN if delta is None else _with_verdict(delta)]

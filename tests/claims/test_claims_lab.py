@@ -80,6 +80,15 @@ def test_sources_seeds_shares_and_coupled_models(tmp_path: Path, data: Path) -> 
     assert set(joint["scores"]["test"]) == {"semseg", "depth", "normals"}
 
 
+def test_a_head_and_a_source_may_have_one_name(tmp_path: Path, data: Path) -> None:
+    lab = lab_in(tmp_path, data, "claims.heads=[medusa,medusa_light]")
+    assert lab.keys["sources"]["medusa"]["head"] == lab.keys["heads"]["medusa_light"] != lab.keys["heads"]["medusa"]
+    bare = Pretraining(source=AS_IT_COMES, init="random")
+    full, light = (lab.compute(Probe(backbone=bare, head=head, task="depth")) for head in ("medusa", "medusa_light"))
+    assert full["parameters"] > light["parameters"] and full["scores"] != light["scores"]
+    assert lab.compute(Pretraining(source="medusa", tasks=("depth",), init="random"))["scores"] != full["scores"]
+
+
 def test_a_share_is_the_first_images(fake_splits: Any) -> None:
     whole = fake_splits["train"]
     share = Share(whole, 3)
