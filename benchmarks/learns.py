@@ -31,7 +31,7 @@ from medusa_cl.tracking.numbers import number, percent
 RUNS = Path("runs/rooms_incremental")
 RESULTS = Path(__file__).resolve().parent / "results"
 AT_LEAST = 20.0  # percent better than the constant
-BASE_MIOU = 40.0
+BASE_MIOU = 30.0  # of rooms-v1, which have more things and styles than those before (40)
 MEMORY = 4 * 2**30
 SECONDS = 540.0
 DENSITIES = (0.02, 0.05, 0.1, 0.3, 1.0)
