@@ -36,8 +36,11 @@ def run_claims(cfg: DictConfig) -> None:
 
     _check(cfg)
     folder, console, plan = claims_folder(cfg), job.own_console(), plan_of(cfg)
-    lab = lab_of(cfg, folder, console)
-    cells = plan.cells()
+    lab, cells = lab_of(cfg, folder, console), plan.cells()
+    if cfg.claims.known is not None:
+        theirs = _read(cfg.claims.known).cells
+        taken = lab.take({cell: theirs[cell] for cell in [c for g in grouped(cells) for c in g] if cell in theirs})
+        console.print(f"known     {taken} cells of {cfg.claims.known} were computed alike and are taken", markup=False)
     todo = grouped([cell for cell in cells if lab.known(cell) is None])
     recorder = RunRecorder(folder, tracker_of(cfg))
     recorder.start(cast(Any, OmegaConf.to_container(cfg, resolve=True)), {"claims": str(cfg.scenario.name)})
@@ -56,6 +59,15 @@ def run_claims(cfg: DictConfig) -> None:
         recorder.metrics(results.metrics(), 0)
         recorder.finish(status)
     console.print(reported(results, folder, recorder.ui_line()))
+
+
+def _read(path: str) -> Results:
+    from medusa_cl.claims.record import Results
+
+    try:
+        return Results.from_json(Path(path).read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise ConfigError(f"Expected claims.known to be the claims.json of another run, but got: {error}.") from error
 
 
 def _check(cfg: DictConfig) -> None:

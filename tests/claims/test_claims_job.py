@@ -66,6 +66,21 @@ def test_a_stopped_study_goes_on_and_says_what_is_missing(
     assert all(again[cell] == content for cell, content in known.items()) and len(again) > len(known)
 
 
+def test_cells_of_another_machine_are_taken_where_they_were_computed_alike(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small_run.typed(*NYUD, f"scenario.root={data}", "out=there") == 0
+    cells = Results.from_json(Path("there/claims.json").read_text(), "claims.json").cells
+    known = ["claims.known=there/claims.json", "claims.hours=1e-9"]
+    assert small_run.typed(*NYUD, f"scenario.root={data}", "out=here", *known) == 0
+    assert Results.from_json(Path("here/claims.json").read_text(), "claims.json").cells == cells
+    assert small_run.typed(*NYUD, f"scenario.root={data}", "out=other", "trainer.weight_decay=0.1", *known) == 0
+    assert not Results.from_json(Path("other/claims.json").read_text(), "claims.json").cells
+    assert "known     0 cells" in capsys.readouterr().out
+    assert small_run.typed(*NYUD, f"scenario.root={data}", "out=here", "claims.known=nowhere.json") == 1
+    assert "claims.json of another run" in " ".join(capsys.readouterr().err.split())
+
+
 def test_processes_share_the_work(data: Path) -> None:
     assert small_run.typed(*NYUD, f"scenario.root={data}", "out=here", "trainer.processes=2") == 0
     results = Results.from_json(Path("here/claims.json").read_text(), "claims.json")

@@ -17,7 +17,8 @@ from medusa_cl.claims.plan import Plan, Setting
 from medusa_cl.errors import ConfigError
 
 CLAIMS = [
-    "+claims.hours=null", "+claims.score_on=[test]", "+claims.init=random", "+claims.labels=1.0", "+claims.seeds=[0]",
+    "+claims.hours=null", "+claims.known=null", "+claims.score_on=[test]", "+claims.init=random",
+    "+claims.labels=1.0", "+claims.seeds=[0]",
     "+claims.heads=[plain,medusa_light]", "+claims.compared=[none,plain]", "+claims.settings=[{}]",
     "+claims.sources.plain.head=plain", "+claims.sources.medusa.head=medusa_light",
     "+claims.sources.mtinet.head=mtinet",
