@@ -6,6 +6,7 @@ is averaged over tasks within a seed, and then described over seeds.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def contrast(view: View, of: Pair, over: Pair) -> Contrast:
         _known("source", pair.source, view.setting.sources)
         _known("head", pair.head, view.setting.heads)
     seeds = view.setting.seeds
-    per_task = {t: over_seeds(seeds, lambda seed, t=t: view.gain(of, over, t, seed)) for t in view.tasks}  # type: ignore[misc]
+    per_task = {task: over_seeds(seeds, functools.partial(view.gain, of, over, task)) for task in view.tasks}
     overall = over_seeds(seeds, lambda seed: mean_of_all(e.by_seed.get(seed) for e in per_task.values()))
     kind = "head" if of.source == over.source else "features" if of.head == over.head else "both"
     return Contrast(kind, of, over, per_task, overall)

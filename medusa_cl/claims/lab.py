@@ -125,7 +125,8 @@ class Lab:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {"cell": asdict(cell), "key": self.place(cell).stem, **found, "at": now, **spent, **self.about}
         kept.write(self.place(cell), content)
-        return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # as it will be read
+        as_read: dict[str, Any] = json.loads(json.dumps(content))
+        return as_read
 
     def _directory(self, pretraining: Pretraining) -> Path:
         return self.folder / "models" / self.place(pretraining).stem

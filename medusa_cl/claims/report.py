@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def main_sheets(results: Results) -> list[Sheet]:
     """Return the tables that hold the answer."""
     main = _views(results)[0]
     made = [sheets.matrix(main), sheets.comparisons(main), *map(sheets.rooms, main.under_each_head)]
-    made += [sheets.closed(_views(results))]
+    made += [sheets.closed([view for view in _views(results) if view.begun])]
     made += [sheets.together(main), sheets.missing(results)]
     return [one for one in made if one.rows]
 
@@ -74,10 +74,15 @@ def _views(results: Results) -> list[View]:
 def all_sheets(results: Results) -> list[Sheet]:
     """Return every table; one without a row is left out."""
     main, *others = _views(results)
+    others = [view for view in others if view.begun]
     block = findings.views(results, block=True)[:1] if results.plan.held_out and results.plan.block else []
     chosen = [c for c in findings.contrasts(main) if c.of.head == results.plan.head or c.kind == "head"]
     made = [sheets.matrix(main), sheets.comparisons(main), sheets.by_task(main, chosen)]
-    made += [*map(sheets.rooms, main.under_each_head), sheets.closed([main, *others, *block]), sheets.together(main)]
+    made += [
+        *map(sheets.rooms, main.under_each_head),
+        sheets.closed([main, *others, *block]),
+        sheets.together(main),
+    ]
     made += [make(view) for view in block for make in (sheets.matrix, sheets.comparisons)]
     made += [sheets.removed(main), sheets.lessons(main)]
     for view in others:
@@ -94,7 +99,9 @@ def all_sheets(results: Results) -> list[Sheet]:
 def sentences(results: Results) -> list[str]:
     """Return what follows from the numbers of the main setting; each is true of the tables, whatever they say."""
     view, *rest = _views(results)
-    others = [_elsewhere(under) for other in rest for under in other.under_each_head]
+    others = [_elsewhere(under) for other in rest if other.begun for under in other.under_each_head]
+    if later := [other.name for other in rest if not other.begun]:
+        others.append(f"Not computed yet: {'; '.join(later)}.")
     rooms = [line for under in view.under_each_head for line in _headroom(under)]
     said = [*_universal(view), *rooms, *others, *_maintained(view), _efficient(view), _complete(results)]
     return [line for line in said if NOT_PART not in line]
@@ -133,9 +140,9 @@ def _learnt(view: View, source: str) -> str:
     return _between(view, Pair(source, view.head), Pair(view.plan.plain, view.head))
 
 
-def _between(view: View, of: Pair, over: Pair) -> str:
+def _between(view: View, of: Pair, over: Pair, say: Callable[[Estimate], str] | None = None) -> str:
     known = {of, over} <= set(view.pairs)
-    return said(findings.contrast(view, of, over).overall) if known else NOT_PART
+    return (say or said)(findings.contrast(view, of, over).overall) if known else NOT_PART
 
 
 def said(estimate: Estimate) -> str:
@@ -273,18 +280,13 @@ def _answers(results: Results) -> dict[str, str]:
         Pair(plan.plain, PLAIN_HEAD), Pair(plan.plain, plan.head), Pair(plan.medusa, plan.head)
     )  # fmt: skip
     compared = [(ours, plain), (light, plain), (light, Pair(plan.plain, CONTROL_HEAD)), (ours, light)]
-    cells = [_short(view, of, over) for of, over in compared]
+    cells = [_between(view, of, over, _with_verdict).replace(NOT_PART, UNKNOWN) for of, over in compared]
     whole = all(room.tells_apart is not None for room in findings.headroom(view))  # a few tasks are no answer
     closed = {share.source: sheet.share(share.pooled) for share in findings.shares(view) if whole}
     rows = {row.source: row.delta for row in nets.parity(view)}
     delta = rows.get(plan.medusa)
     cells += [closed.get(plan.medusa, UNKNOWN), UNKNOWN if delta is None else _with_verdict(delta)]
     return dict(zip(QUESTIONS, cells, strict=True))
-
-
-def _short(view: View, of: Pair, over: Pair) -> str:
-    known = {of, over} <= set(view.pairs)
-    return _with_verdict(findings.contrast(view, of, over).overall) if known else UNKNOWN
 
 
 def _with_verdict(estimate: Estimate) -> str:

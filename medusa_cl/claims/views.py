@@ -57,6 +57,12 @@ class View:
         return f"{self.setting.name}, {self.split}"
 
     @property
+    def begun(self) -> bool:
+        """Whether anything of it is computed."""
+        seeds, pairs = self.setting.seeds, self.pairs
+        return any(self.value(p, task, n) is not None for n in seeds for p in pairs for task in self.tasks)
+
+    @property
     def under_each_head(self) -> list[View]:
         """This view under each head for which there is a headroom, that of the plan first."""
         return [dataclasses.replace(self, under=head) for head in self.plan.heads_of(self.setting)]

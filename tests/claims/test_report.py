@@ -132,6 +132,15 @@ def test_every_part_has_a_table() -> None:
     assert titles[-2:] == ["What is missing", "How it was run"]
 
 
+def test_settings_that_are_not_begun_are_named_once_and_have_no_tables() -> None:
+    found = results(drawn(1), keep=lambda cell: not isinstance(cell, Probe) or cell.labels == 1.0)
+    named = [title for title in tables(report.markdown(found)) if "10 % of the labels" in title]
+    few = "imagenet init, 10 % of the labels"
+    said = [line for line in report.sentences(found) if few in line]
+    assert not named and said == [f"Not computed yet: {few}, confirm; {few}, confirm_style."]
+    assert any("10 % of the labels" in title for title in tables(report.markdown(drawn_results(1))))
+
+
 def test_how_it_was_run_is_told() -> None:
     facts = dict(tables(report.markdown(drawn_results(1)))["How it was run"][1:])
     cells = len(drawn_results(1).cells)
