@@ -106,7 +106,7 @@ def _check_names(plan: Plan, sources: Sequence[str]) -> None:
     for name in (plan.plain, plan.medusa, *named, *plan.parity, *plan.ablations):
         if name not in (*sources, AS_IT_COMES):
             raise ConfigError(unknown("source in claims", name, [*sources, AS_IT_COMES]))
-    for name in (*plan.base, *plan.held_out):
+    for name in (*plan.base, *plan.held_out, *(task for s in plan.settings for task in s.held_out or ())):
         if name not in plan.tasks:
             raise ConfigError(unknown("task in claims", name, plan.tasks))
     for setting in plan.settings:

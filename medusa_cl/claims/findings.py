@@ -145,12 +145,11 @@ def headroom(view: View) -> list[Headroom]:
 def _headroom(view: View, task: str) -> Headroom:
     plan, setting, head = view.plan, view.setting, view.head
 
-    def reached(cell: Callable[..., Cell]) -> Estimate:
-        return over_seeds(
-            setting.seeds, lambda seed: view.results.score(cell(setting, seed, task, head), task, view.split)
-        )
+    def reached(cell: Callable[..., Cell], seeds: Sequence[int]) -> Estimate:
+        return over_seeds(seeds, lambda seed: view.results.score(cell(setting, seed, task, head), task, view.split))
 
-    plain, oracle, alone = view.raw(Pair(plan.plain, head), task), reached(plan.oracle), reached(plan.end_to_end)
+    plain, oracle = view.raw(Pair(plan.plain, head), task), reached(plan.oracle, setting.seeds)
+    alone = reached(plan.end_to_end, plan.alone_seeds(setting, head))
     return Headroom(task, plain, oracle, alone, view.paired(task, oracle, plain), view.paired(task, alone, plain))
 
 

@@ -21,6 +21,7 @@ class Setting:
         seeds: Of backbones and heads.
         heads: Names of the heads learnt on each backbone.
         sources: Names of the pretrainings compared.
+        held_out: Tasks left out one at a time; None for those of the plan.
     """
 
     init: str
@@ -28,6 +29,7 @@ class Setting:
     seeds: tuple[int, ...]
     heads: tuple[str, ...]
     sources: tuple[str, ...]
+    held_out: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -90,9 +92,19 @@ class Plan:
         return found
 
     def cells(self) -> list[Cell]:
-        """Return all cells in the order in which they are wanted: the first seed answers every question once."""
+        """Return all cells in the order in which they are wanted: by seed, the main setting first."""
         every = [cell for section in self.sections().values() for cell in section]
-        return sorted(every, key=lambda cell: (cell if isinstance(cell, Pretraining) else cell.backbone).seed)
+        main = self.settings[0]
+
+        def wanted(cell: Cell) -> tuple[int, bool]:
+            backbone = cell if isinstance(cell, Pretraining) else cell.backbone
+            return backbone.seed, (backbone.init, cell.labels) != (main.init, main.labels)
+
+        return sorted(every, key=wanted)
+
+    def left_out(self, setting: Setting) -> tuple[str, ...]:
+        """Return the tasks left out one at a time in a setting."""
+        return self.held_out if setting.held_out is None else setting.held_out
 
     def pretraining(self, source: str, tasks: tuple[str, ...], setting: Setting, seed: int) -> Pretraining:
         """Return a source's backbone in a setting; the one that comes with its first weights depends on no tasks."""
@@ -114,22 +126,27 @@ class Plan:
         source = self.medusa if head == self.head else self.plain
         return Pretraining(source=source, tasks=(task,), init=setting.init, seed=seed, labels=setting.labels)
 
+    def alone_seeds(self, setting: Setting, head: str) -> tuple[int, ...]:
+        """Return with which seeds single-task nets are learnt: beyond the main setting only with the plan's head."""
+        return setting.seeds if head == self.head or setting.name == self.settings[0].name else ()
+
     def heads_of(self, setting: Setting) -> tuple[str, ...]:
         """Return the heads under which there is a headroom."""
         return (self.head, *(PLAIN_HEAD for head in setting.heads if head == PLAIN_HEAD and head != self.head))
 
     def _headroom(self) -> Iterator[Cell]:
         for setting in self.settings:
-            for seed, task in ((s, t) for s in setting.seeds for t in self.held_out):
+            for seed, task in ((s, t) for s in setting.seeds for t in self.left_out(setting)):
                 for head in self.heads_of(setting):
                     yield self.probe(self.plain, self.others(task), setting, seed, task, head)
                     yield self.oracle(setting, seed, task, head)
-                    yield self.end_to_end(setting, seed, task, head)
+                    if seed in self.alone_seeds(setting, head):
+                        yield self.end_to_end(setting, seed, task, head)
 
     def _leave_one_out(self) -> Iterator[Cell]:
         for setting in self.settings:
             for seed, source, task in (
-                (n, s, t) for n in setting.seeds for s in setting.sources for t in self.held_out
+                (n, s, t) for n in setting.seeds for s in setting.sources for t in self.left_out(setting)
             ):
                 for head in setting.heads:
                     yield self.probe(source, self.others(task), setting, seed, task, head)
@@ -174,6 +191,7 @@ def _setting(entry: Mapping[str, Any]) -> Setting:
         seeds=tuple(int(seed) for seed in entry["seeds"]),
         heads=_names(entry["heads"]),
         sources=_names(entry["compared"]),
+        held_out=None if entry.get("held_out") is None else _names(entry["held_out"]),
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NOT_COMPUTED, NOT_PART = "not computed yet", "not part of this plan"
+UNDEFINED = "no value, as one of the numbers that it compares is 0 or not finite"
 COLUMNS: Mapping[str, str] = {"rooms_v1": "rooms-v1", "nyud": "NYUD-v2", "pascal": "PASCAL-Context"}
 """The experiments that tables for everyone show, by the names of their files."""
 EXPERIMENTS: Mapping[str, str] = {"rooms_v1": "rooms_claims", "nyud": "nyud_claims", "pascal": "pascal_claims"}
@@ -104,7 +105,8 @@ def sentences(results: Results) -> list[str]:
         others.append(f"Not computed yet: {'; '.join(later)}.")
     rooms = [line for under in view.under_each_head for line in _headroom(under)]
     said = [*_universal(view), *rooms, *others, *_maintained(view), _efficient(view), _complete(results)]
-    return [line for line in said if NOT_PART not in line]
+    whole = not any(part.missing for part in findings.progress(results))
+    return [line.replace(NOT_COMPUTED, UNDEFINED) if whole else line for line in said if NOT_PART not in line]
 
 
 def _universal(view: View) -> Iterator[str]:
@@ -216,7 +218,7 @@ def _efficient(view: View) -> str:
     others = [row for name, row in rows.items() if name not in ("", view.plan.medusa)]
     counted = [text for row in others if ours is not None for text in _costs(ours, row)]
     start = f"{claim.value:g} % more efficient, as the abstract says, not how it is counted: "
-    return start + ("; ".join(counted) if counted else NOT_COMPUTED) + "."
+    return start + ("; ".join(counted) if counted else NOT_COMPUTED if others else NOT_PART) + "."
 
 
 def _costs(ours: Parity, other: Parity) -> Iterator[str]:

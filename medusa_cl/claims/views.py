@@ -70,7 +70,7 @@ class View:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks held out."""
-        return self.plan.block if self.block else self.plan.held_out
+        return self.plan.block if self.block else self.plan.left_out(self.setting)
 
     @property
     def pairs(self) -> list[Pair]:

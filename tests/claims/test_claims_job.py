@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 import small_run
+from fake_pascal import write_pascal
 from medusa_cl.claims.lab import Lab
 from medusa_cl.claims.record import Results
 from medusa_cl.stopping import Stopped
 
-NYUD = [
-    "experiment=nyud_claims", "scenario.augment.zooms=[1.0]", "backbone.name=test_efficientnet",
-    "backbone.pretrained=false", "head_width=8", "trainer.epochs=2", "trainer.batch_size=4", "trainer.threads=1",
-    "trainer.device=cpu", "tracking=off", "claims.heads=[medusa_light]", "claims.seeds=[0]",
-    "claims.settings=[{init: random}]", "claims.held_out=[normals]", "claims.parity=[]", "claims.ablations=[]",
-    "claims.single_task=false", "claims.compared=[plain]",
+SMALL = [
+    "backbone.name=test_efficientnet", "backbone.pretrained=false", "head_width=8", "trainer.epochs=2",
+    "trainer.batch_size=4", "trainer.threads=1", "trainer.device=cpu", "tracking=off", "claims.heads=[medusa_light]",
+    "claims.seeds=[0]", "claims.settings=[{init: random}]", "claims.held_out=[normals]", "claims.parity=[]",
+    "claims.ablations=[]", "claims.single_task=false", "claims.compared=[plain]",
 ]  # fmt: skip
+NYUD = ["experiment=nyud_claims", "scenario.augment.zooms=[1.0]", *SMALL]
+PASCAL = ["experiment=pascal_claims", "scenario.image_size=[64,64]", *SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,17 @@ def test_claims_on_a_miniature_of_real_data_and_once_more(data: Path, capsys: py
     cells = {path: path.stat().st_mtime_ns for path in Path("here/cells").iterdir()}
     assert small_run.typed(*NYUD, f"scenario.root={data}", "out=here") == 0  # all is kept
     assert {path: path.stat().st_mtime_ns for path in Path("here/cells").iterdir()} == cells
+
+
+def test_claims_on_a_miniature_of_pascal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pascal(tmp_path)
+    assert small_run.typed(*PASCAL, f"scenario.root={tmp_path}", "out=here", "claims.parity=[medusa]") == 0
+    results = Results.from_json(Path("here/claims.json").read_text(), "claims.json")
+    assert results.plan.tasks == ("semseg", "human_parts", "saliency", "normals", "edges")
+    assert set(results.plan.cells()) <= set(results.cells)
+    said = capsys.readouterr().out
+    assert "11 of 11 cells are computed" in said and "not computed yet" not in said
+    assert "InvPT" in Path("here/claims.md").read_text()
 
 
 def test_a_stopped_study_goes_on_and_says_what_is_missing(

@@ -11,7 +11,7 @@ import torch
 
 import small_run
 from medusa_cl.claims.build import lab_of, plan_of
-from medusa_cl.claims.cells import AS_IT_COMES, Pretraining, Probe, grouped
+from medusa_cl.claims.cells import AS_IT_COMES, Cell, Pretraining, Probe, grouped
 from medusa_cl.claims.lab import Lab, Share
 from medusa_cl.claims.plan import Plan, Setting
 from medusa_cl.errors import ConfigError
@@ -121,6 +121,22 @@ def test_the_plan_counts_by_hand() -> None:
     assert len(every) == len(set(every))
 
 
+def test_another_setting_holds_out_its_own_tasks_after_the_main_one() -> None:
+    few = dataclasses.replace(SETTING, init="random", seeds=(0,), held_out=("b",))
+    plan = dataclasses.replace(PLAN, settings=(SETTING, few), single_task=False)
+    new = set(plan.cells()) - set(dataclasses.replace(plan, settings=(SETTING,)).cells())
+    # Under each of two heads: all tasks', plain, medusa and as it comes. End to end with the Medusa head only.
+    assert len(new) == 2 * 4 + 1 and {cell.task for cell in new if isinstance(cell, Probe)} == {"b"}
+    alone = [cell for cell in new if isinstance(cell, Pretraining)]
+    assert alone == [Pretraining(source="medusa", tasks=("b",), init="random")]
+    first = [cell for cell in plan.cells() if _backbone(cell).seed == 0]
+    assert set(first[-len(new) :]) == new and _backbone(plan.cells()[-1]).seed == 1
+
+
+def _backbone(cell: Cell) -> Pretraining:
+    return cell if isinstance(cell, Pretraining) else cell.backbone
+
+
 def test_cells_are_grouped_by_backbone_pretrainings_first() -> None:
     bare = Probe(backbone=Pretraining(source=AS_IT_COMES), head="plain", task="a")
     assert grouped([PROBE, bare, PLAIN, PROBE]) == [[PLAIN, PROBE], [bare]]
@@ -132,6 +148,7 @@ def test_cells_are_grouped_by_backbone_pretrainings_first() -> None:
     [
         ("claims.compared=[plain,medusaa]", 'Did you mean "medusa"'),
         ("claims.held_out=[normal]", 'Did you mean "normals"'),
+        ("claims.settings=[{held_out: [normal]}]", 'Did you mean "normals"'),
         ("claims.settings=[{init: randm}]", 'Did you mean "random"'),
         ("claims.sources.plain.head=plane", 'Did you mean "plain"'),
     ],
