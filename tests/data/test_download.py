@@ -424,7 +424,7 @@ def test_no_answer_is_a_quick_error(server: Server, tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(DataError, match=r"no answer within 0\.2 s.*Check the network"):
         fetch(source(server.on("/a", stays_silent)), tmp_path, timeout=0.2)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 9  # the server would be silent for 10
     assert len(server.asked) == 1
 
 
