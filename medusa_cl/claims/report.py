@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NOT_COMPUTED, NOT_PART = "not computed yet", "not part of this plan"
 UNDEFINED = "no value, as one of the numbers that it compares is 0 or not finite"
+FEW = 4  # sources that can each have a sentence
 COLUMNS: Mapping[str, str] = {"rooms_v1": "rooms-v1", "nyud": "NYUD-v2", "pascal": "PASCAL-Context"}
 """The experiments that tables for everyone show, by the names of their files."""
 EXPERIMENTS: Mapping[str, str] = {"rooms_v1": "rooms_claims", "nyud": "nyud_claims", "pascal": "pascal_claims"}
@@ -105,8 +106,9 @@ def sentences(results: Results) -> list[str]:
         others.append(f"Not computed yet: {'; '.join(later)}.")
     rooms = [line for under in view.under_each_head for line in _headroom(under)]
     said = [*_universal(view), *rooms, *others, *_maintained(view), _efficient(view), _complete(results)]
-    whole = not any(part.missing for part in findings.progress(results))
-    return [line.replace(NOT_COMPUTED, UNDEFINED) if whole else line for line in said if NOT_PART not in line]
+    return [
+        line if _missing(results) else line.replace(NOT_COMPUTED, UNDEFINED) for line in said if NOT_PART not in line
+    ]
 
 
 def _universal(view: View) -> Iterator[str]:
@@ -133,9 +135,10 @@ def _how(view: View) -> str:
 
 
 def _trained(view: View) -> list[str]:
-    """Return the sources that are judged, the Medusa source first, whether or not it is there."""
+    """Return the sources that have a sentence, the Medusa source first, whether or not it is there; alone among many."""
     known = dict.fromkeys([view.plan.medusa, *view.setting.sources])
-    return [source for source in known if source not in (view.plan.plain, AS_IT_COMES)]
+    judged = [source for source in known if source not in (view.plan.plain, AS_IT_COMES)]
+    return judged if len(judged) <= FEW else judged[:1]
 
 
 def _learnt(view: View, source: str) -> str:
@@ -170,7 +173,7 @@ def _headroom(view: View) -> Iterator[str]:
         f"features apart, is there for {len(apart)} of {len(known)} tasks{': ' if apart else ''}{', '.join(apart)}."
     )
     for share in findings.shares(view) if apart else ():
-        if share.source != AS_IT_COMES:
+        if share.source in _trained(view):
             closed = _said_share(share.pooled)
             yield f"Share of it that {share.source} features close over these tasks: {closed}."
 
@@ -230,6 +233,10 @@ def _costs(ours: Parity, other: Parity) -> Iterator[str]:
         )
     if ours.gflops and other.gflops:
         yield f"{ours.gflops:.2f} against {other.gflops:.2f} GFLOPs ({100 * (ours.gflops / other.gflops - 1):+.0f} %)"
+
+
+def _missing(results: Results) -> bool:
+    return any(part.missing for part in findings.progress(results))
 
 
 def _complete(results: Results) -> str:
@@ -315,7 +322,7 @@ def key_values(results: Results) -> Sheet:
         ["", *(sheet.heading(results, task) for task in view.tasks)],
         rows,
         about=f"The values behind it, {name or 'as computed'}, {view.name}:",
-        notes=sheets.missing_notes(results, ["headroom", "leave_one_out"]),
+        notes=[f"{UNKNOWN} not computed yet: {_complete(results)}"] if _missing(results) else [],
     )
 
 
