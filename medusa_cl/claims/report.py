@@ -135,7 +135,7 @@ def _how(view: View) -> str:
 
 
 def _trained(view: View) -> list[str]:
-    """Return the sources that have a sentence, the Medusa source first, whether or not it is there; alone among many."""
+    """Return the sources that have a sentence: the Medusa source, whether or not it is there, and a few others."""
     known = dict.fromkeys([view.plan.medusa, *view.setting.sources])
     judged = [source for source in known if source not in (view.plan.plain, AS_IT_COMES)]
     return judged if len(judged) <= FEW else judged[:1]

@@ -448,3 +448,12 @@ def test_a_plan_that_holds_tasks_out_together_only_is_answered_by_that() -> None
     assert f"The features alone, {of} against {over}: {gain.mean:+.1f} %" in text
     assert not [title for title in page if title.startswith("One task left out")]
     assert found.metrics()["features/anchor features over plain, medusa_light head"] == gain.mean
+
+
+def test_of_many_sources_only_medusa_has_sentences() -> None:
+    many = tuple(f"source{number}" for number in range(report.FEW))
+    setting = replace(SETTING, sources=("none", "plain", "medusa", *many))
+    said = " ".join(report.sentences(results(drawn(0), replace(PLAN, settings=(setting,)))))
+    assert "medusa features" in said and "source0" not in said
+    few = replace(SETTING, sources=("none", "plain", "medusa", *many[1:]))
+    assert "source1 features" in " ".join(report.sentences(results(drawn(0), replace(PLAN, settings=(few,)))))
