@@ -412,6 +412,36 @@ def test_the_committed_pages_are_what_the_committed_results_make() -> None:
         assert pages.with_block(text, pages.block(named, place), place) == text, f"{place}: run benchmarks/claims.py"
 
 
+def searched(name: str) -> tuple[findings.View, findings.View]:
+    """Return what a round of the search found, under a medusa_light and a plain head."""
+    text = (ROOT / pages.RESULTS / "claims" / f"{name}.json").read_text(encoding="utf-8")
+    light, plain = findings.views(Results.from_json(text), block=True)[0].under_each_head
+    return light, plain
+
+
+def change(view: findings.View, source: str) -> Estimate:
+    """Return the mean change over plain features under the head of a view."""
+    return findings.contrast(view, Pair(source, view.head), Pair(view.plan.plain, view.head)).overall
+
+
+def test_the_figures_of_the_search_are_those_of_its_results() -> None:
+    page = (ROOT / "docs/universal.md").read_text(encoding="utf-8")
+    light, plain = searched("rooms_features")
+    shares = sorted(findings.shares(plain), key=lambda share: -(share.everything.mean or 0.0))
+    rows = [
+        f"| {s.source} | {100 * (s.everything.mean or 0):+.0f} % | {100 * (s.per_task['normals'].mean or 0):+.0f} % | "
+        f"{change(plain, s.source).mean:+.1f} % | {change(light, s.source).mean:+.1f} % |\n"
+        for s in shares
+    ]
+    assert "".join(rows) in page and len(rows) == 16
+    words = " ".join(page.split())
+    nothing = sorted(room.to_oracle.mean or 0.0 for room in findings.headroom(light))
+    assert f"(between {nothing[0]:+.1f} and {nothing[-1]:+.1f} %)" in words
+    some = {room.task: room.to_oracle.mean for room in findings.headroom(plain)}
+    assert f"normals have {some['normals']:+.1f} %, albedo {some['albedo']:+.1f} %" in words
+    assert f"keypoints2d {some['keypoints2d']:+.1f} %" in words
+
+
 def test_a_report_needs_no_torch() -> None:
     code = (
         "import sys, pathlib; from medusa_cl.claims import report; from medusa_cl.claims.record import Results; "
