@@ -135,7 +135,7 @@ def test_experiments_are_made_of_their_configuration(name: str, roots: dict[str,
     import timm
 
     small = list(roots.get(name.split("_")[0], roots["rooms"]))
-    if name.startswith("rooms_claims"):
+    if name.startswith(("rooms_claims", "rooms_universal")):
         small += ["scenario.confirm_size=1", "scenario.confirm_style_size=1"]
     cfg = config(f"experiment={name}", *small)
     scenario = instantiate(cfg.scenario)

@@ -96,6 +96,7 @@ def plan_of(cfg: DictConfig) -> Plan:
         parity=tuple(claims["parity"]),
         ablations=tuple(claims["ablations"]),
         single_task=bool(claims["single_task"]),
+        end_to_end_too=bool(claims["end_to_end"]),
     )
     _check_names(plan, list(claims["sources"]))
     return plan

@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         tasks: All tasks.
-        base: The base of the block split; the others are held out together.
+        base: The base of the block split; the others are held out together. Without one there is no such split.
         held_out: Tasks left out one at a time, the base being all others.
         settings: Under which circumstances; the first one is the main one.
         plain: The source that others are measured against.
@@ -52,6 +52,7 @@ class Plan:
         parity: Sources learnt on all tasks together, beside single-task nets.
         ablations: Sources compared to `medusa` on the block split, main setting, first seed.
         single_task: Whether nets of one task serve as sources too: main setting, first seed.
+        end_to_end_too: Whether headroom is also that of nets of one task, learnt end to end.
     """
 
     tasks: tuple[str, ...]
@@ -64,6 +65,7 @@ class Plan:
     parity: tuple[str, ...] = ()
     ablations: tuple[str, ...] = ()
     single_task: bool = True
+    end_to_end_too: bool = True
 
     def others(self, task: str) -> tuple[str, ...]:
         """Return all tasks but one: the base of leave-one-out."""
@@ -71,8 +73,8 @@ class Plan:
 
     @property
     def block(self) -> tuple[str, ...]:
-        """The tasks held out together in the block split."""
-        return tuple(name for name in self.tasks if name not in self.base)
+        """The tasks held out together in the block split; none where it has no base."""
+        return tuple(name for name in self.tasks if name not in self.base) if self.base else ()
 
     def sections(self) -> dict[str, list[Cell]]:
         """Return the cells by section, each where it is first needed."""
@@ -127,8 +129,9 @@ class Plan:
         return Pretraining(source=source, tasks=(task,), init=setting.init, seed=seed, labels=setting.labels)
 
     def alone_seeds(self, setting: Setting, head: str) -> tuple[int, ...]:
-        """Return with which seeds single-task nets are learnt: beyond the main setting only with the plan's head."""
-        return setting.seeds if head == self.head or setting.name == self.settings[0].name else ()
+        """Return with which seeds headroom asks single-task nets: beyond the main setting only with the plan's head."""
+        asked = self.end_to_end_too and (head == self.head or setting.name == self.settings[0].name)
+        return setting.seeds if asked else ()
 
     def heads_of(self, setting: Setting) -> tuple[str, ...]:
         """Return the heads under which there is a headroom."""

@@ -23,7 +23,7 @@ CLAIMS = [
     "+claims.sources.plain.head=plain", "+claims.sources.medusa.head=medusa_light",
     "+claims.sources.mtinet.head=mtinet",
     "+claims.base=[semseg,depth]", "+claims.held_out=[normals]", "+claims.parity=[mtinet]", "+claims.ablations=[]",
-    "+claims.single_task=false",
+    "+claims.single_task=false", "+claims.end_to_end=true",
 ]  # fmt: skip
 
 
@@ -119,6 +119,13 @@ def test_the_plan_counts_by_hand() -> None:
     assert len(sections["single_task"]) == 6 - 2
     every = [cell for cells in sections.values() for cell in cells]
     assert len(every) == len(set(every))
+
+
+def test_a_plan_without_base_and_without_nets_of_one_task() -> None:
+    plan = dataclasses.replace(PLAN, base=(), parity=(), single_task=False, end_to_end_too=False)
+    # A seed, under each of two heads and for each of 3 tasks: all tasks', and 3 sources.
+    assert len(plan.cells()) == 2 * 2 * 3 * 4 and plan.block == ()
+    assert all(isinstance(cell, Probe) for cell in plan.cells())
 
 
 def test_another_setting_holds_out_its_own_tasks_after_the_main_one() -> None:

@@ -440,6 +440,19 @@ def test_the_figures_of_the_search_are_those_of_its_results() -> None:
     some = {room.task: room.to_oracle.mean for room in findings.headroom(plain)}
     assert f"normals have {some['normals']:+.1f} %, albedo {some['albedo']:+.1f} %" in words
     assert f"keypoints2d {some['keypoints2d']:+.1f} %" in words
+    light, plain = searched("rooms_features_seeds")
+    shares = sorted(findings.shares(plain), key=lambda share: -(share.everything.mean or 0.0))
+    rows = [
+        f"| {s.source} | {share(Estimate({0: s.everything.mean or 0.0}))} | "
+        f"{sheets._share_interval(s.everything)} | {change(plain, s.source).mean:+.1f} % | "
+        f"{change(light, s.source).mean:+.1f} % |\n"
+        for s in shares
+    ]
+    assert "".join(rows) in page and [s.source for s in shares] == ["reconstruct", "task_dropout", "medusa"]
+    assert min(shares[0].everything.by_seed.values()) > 0
+    for medusa in (change(view, "medusa") for view in (light, plain)):
+        assert medusa.above_noise is False
+    assert change(light, "reconstruct").above_noise is False
 
 
 def test_a_report_needs_no_torch() -> None:
