@@ -106,9 +106,8 @@ def sentences(results: Results) -> list[str]:
         others.append(f"Not computed yet: {'; '.join(later)}.")
     rooms = [line for under in view.under_each_head for line in _headroom(under)]
     said = [*_universal(view), *rooms, *others, *_maintained(view), _efficient(view), _complete(results)]
-    return [
-        line if _missing(results) else line.replace(NOT_COMPUTED, UNDEFINED) for line in said if NOT_PART not in line
-    ]
+    nothing = NOT_COMPUTED if _missing(results) else UNDEFINED
+    return [line.replace(NOT_COMPUTED, nothing) for line in said if NOT_PART not in line]
 
 
 def _universal(view: View) -> Iterator[str]:
