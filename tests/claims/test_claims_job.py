@@ -38,6 +38,7 @@ def test_claims_on_a_miniature_of_real_data_and_once_more(data: Path, capsys: py
     said = capsys.readouterr().out
     results = Results.from_json(Path("here/claims.json").read_text(), "claims.json")
     assert set(results.plan.cells()) <= set(results.cells)
+    assert results.about["lr_head"] == results.about["lr_backbone"] == 1e-4
     assert results.about["backbone"] == "test_efficientnet" and results.about["score_on"] == ["test"]
     assert all(content["seconds"] > 0 for content in results.cells.values())
     assert "6 of 6 cells are computed" in said and "published" in Path("here/claims.md").read_text()
