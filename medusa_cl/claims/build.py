@@ -75,6 +75,7 @@ def lab_of(cfg: DictConfig, folder: Path, console: Any = None) -> Lab:
         },
         folder=folder,
         score_on=tuple(cfg.claims.score_on),
+        steps=plain(cfg.claims.steps),
         notify=console.print if console is not None else lambda line: None,
     )
 
@@ -83,7 +84,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     """Return what a configuration is to find out.
 
     Raises:
-        ConfigError: A name in it is unknown.
+        ConfigError: A name in it is unknown, or a number of steps is none.
     """
     claims: Any = OmegaConf.to_container(cfg.claims, resolve=True)
     defaults = {key: claims[key] for key in ("init", "labels", "seeds", "heads", "compared")}
@@ -98,18 +99,21 @@ def plan_of(cfg: DictConfig) -> Plan:
         single_task=bool(claims["single_task"]),
         end_to_end_too=bool(claims["end_to_end"]),
     )
-    _check_names(plan, list(claims["sources"]))
+    _check_names(plan, list(claims["sources"]), claims["steps"])
     return plan
 
 
-def _check_names(plan: Plan, sources: Sequence[str]) -> None:
+def _check_names(plan: Plan, sources: Sequence[str], steps: Mapping[str, int]) -> None:
     named = [name for setting in plan.settings for name in setting.sources]
     for name in (plan.plain, plan.medusa, *named, *plan.parity, *plan.ablations):
         if name not in (*sources, AS_IT_COMES):
             raise ConfigError(unknown("source in claims", name, [*sources, AS_IT_COMES]))
-    for name in (*plan.base, *plan.held_out, *(task for s in plan.settings for task in s.held_out or ())):
+    for name in (*plan.base, *plan.held_out, *(task for s in plan.settings for task in s.held_out or ()), *steps):
         if name not in plan.tasks:
             raise ConfigError(unknown("task in claims", name, plan.tasks))
+    for name, count in steps.items():
+        if not (isinstance(count, int) and count >= 1):
+            raise ConfigError(f"Expected a whole number of at least 1 for claims.steps.{name}, but got {count}.")
     for setting in plan.settings:
         if setting.init not in INITS:
             raise ConfigError(unknown("init in claims", setting.init, INITS))

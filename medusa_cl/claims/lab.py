@@ -70,6 +70,7 @@ class Lab:
         about: Written into every cell: machine, versions, code.
         folder: Where cells are kept.
         score_on: Splits on which every cell is scored.
+        steps: Of heads that learn a task, by its name, where they are not the trainer's.
         notify: Called with a line on what is being done.
     """
 
@@ -83,6 +84,7 @@ class Lab:
     about: Mapping[str, Any]
     folder: Path
     score_on: Sequence[str] = ("test",)
+    steps: Mapping[str, int] = field(default_factory=dict)
     notify: Callable[[str], None] = lambda line: None
     _of: Pretraining | None = None
     _features: dict[str, FrozenFeatures] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class Lab:
         """Return where a cell is kept, by all that it depends on but the code, which it notes."""
         backbone = cell if isinstance(cell, Pretraining) else cell.backbone
         tasks = [*backbone.tasks, *([cell.task] if isinstance(cell, Probe) else [])]
-        key = {
+        key: dict[str, Any] = {
             "cell": asdict(cell),
             "common": self.keys["common"],
             "source": self.keys["sources"][backbone.source] if backbone.trained else None,
@@ -99,7 +101,7 @@ class Lab:
             "tasks": [self.tasks[name].describe() for name in tasks],
             "data": {split: self.data[split].content_hash for split in ("train", *self.score_on)},
         }
-        return kept.place(cell.label, key, self.folder / "cells")
+        return kept.place(cell.label, key | self._steps(cell), self.folder / "cells")
 
     def known(self, cell: Cell) -> dict[str, Any] | None:
         """Return a cell that is kept; None where it is not."""
@@ -128,6 +130,10 @@ class Lab:
         as_read: dict[str, Any] = json.loads(json.dumps(content))
         return as_read
 
+    def _steps(self, cell: Cell) -> dict[str, int]:
+        """Return the option of a strategy by which a head learns longer than others, or less."""
+        return {"max_steps": self.steps[cell.task]} if isinstance(cell, Probe) and cell.task in self.steps else {}
+
     def _directory(self, pretraining: Pretraining) -> Path:
         return self.folder / "models" / self.place(pretraining).stem
 
@@ -145,7 +151,7 @@ class Lab:
         if cell.backbone != self._of:
             self._of, self._features = cell.backbone, {}
         model = self.model(None, cell.head, self._frozen(cell.backbone))
-        options = {"freeze": "backbone", "freeze_from": 0, "kept": self._features}
+        options = {"freeze": "backbone", "freeze_from": 0, "kept": self._features, **self._steps(cell)}
         strategy = self.strategy(model, None, cell.backbone.seed, options)
         self._learn(strategy, (cell.task,), cell.labels)
         return {"scores": self._scores(strategy, (cell.task,)), "parameters": model.parameters_of(cell.task)}

@@ -129,9 +129,10 @@ class Plan:
         return Pretraining(source=source, tasks=(task,), init=setting.init, seed=seed, labels=setting.labels)
 
     def alone_seeds(self, setting: Setting, head: str) -> tuple[int, ...]:
-        """Return with which seeds headroom asks single-task nets: beyond the main setting only with the plan's head."""
-        asked = self.end_to_end_too and (head == self.head or setting.name == self.settings[0].name)
-        return setting.seeds if asked else ()
+        """Return with which seeds headroom asks single-task nets: in the main setting, with plain heads the first."""
+        if not self.end_to_end_too or setting.name != self.settings[0].name:
+            return ()
+        return setting.seeds if head == self.head else setting.seeds[:1]
 
     def heads_of(self, setting: Setting) -> tuple[str, ...]:
         """Return the heads under which there is a headroom."""

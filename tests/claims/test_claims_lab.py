@@ -18,7 +18,7 @@ from medusa_cl.errors import ConfigError
 
 CLAIMS = [
     "+claims.hours=null", "+claims.known=null", "+claims.score_on=[test]", "+claims.init=random",
-    "+claims.labels=1.0", "+claims.seeds=[0]",
+    "+claims.labels=1.0", "+claims.seeds=[0]", "+claims.steps={}",
     "+claims.heads=[plain,medusa_light]", "+claims.compared=[none,plain]", "+claims.settings=[{}]",
     "+claims.sources.plain.head=plain", "+claims.sources.medusa.head=medusa_light",
     "+claims.sources.mtinet.head=mtinet",
@@ -49,6 +49,16 @@ def test_a_cell_is_computed_once(tmp_path: Path, data: Path, monkeypatch: pytest
     assert lab_in(tmp_path, data).compute(PROBE) == first
     assert lab_in(tmp_path, data, "trainer.max_steps=2").known(PROBE) is None  # another trainer, another cell
     assert lab_in(tmp_path, data, "trainer.workers=1").known(PROBE) == first  # no matter to results
+
+
+def test_a_task_may_take_more_steps_and_is_another_cell_then(tmp_path: Path, data: Path) -> None:
+    lab, longer = lab_in(tmp_path, data), lab_in(tmp_path, data, "+claims.steps.normals=5")
+    first = lab.compute(PROBE)
+    assert longer.known(PROBE) is None and longer.compute(PROBE)["scores"] != first["scores"]
+    as_long = lab_in(tmp_path, data, "trainer.max_steps=5")
+    assert as_long.compute(PROBE)["scores"] == longer.compute(PROBE)["scores"]
+    depth = Probe(backbone=PLAIN, head="plain", task="depth")
+    assert lab.place(depth) == longer.place(depth) and lab.place(PLAIN) == longer.place(PLAIN)
 
 
 def test_a_probe_leaves_its_backbone_as_it_was_pretrained(tmp_path: Path, data: Path) -> None:
@@ -106,8 +116,8 @@ PLAN = Plan(tasks=("a", "b", "c"), base=("a",), held_out=("a", "b", "c"), settin
 
 def test_the_plan_counts_by_hand() -> None:
     sections = PLAN.sections()
-    # A seed, under each of two heads: 3 oracle probes, 3 on plain features, 3 single-task nets.
-    assert len(sections["headroom"]) == 2 * 2 * 9
+    # A seed, under each of two heads: 3 oracle probes, 3 on plain features, 3 single-task nets (plain ones once).
+    assert len(sections["headroom"]) == 2 * 2 * 9 - 3
     # A seed: 3 sources x 3 tasks x 2 heads, of which those on plain features are in headroom.
     assert len(sections["leave_one_out"]) == 2 * (18 - 6)
     # The joint net; its single-task nets are in headroom.
@@ -132,10 +142,8 @@ def test_another_setting_holds_out_its_own_tasks_after_the_main_one() -> None:
     few = dataclasses.replace(SETTING, init="random", seeds=(0,), held_out=("b",))
     plan = dataclasses.replace(PLAN, settings=(SETTING, few), single_task=False)
     new = set(plan.cells()) - set(dataclasses.replace(plan, settings=(SETTING,)).cells())
-    # Under each of two heads: all tasks', plain, medusa and as it comes. End to end with the Medusa head only.
-    assert len(new) == 2 * 4 + 1 and {cell.task for cell in new if isinstance(cell, Probe)} == {"b"}
-    alone = [cell for cell in new if isinstance(cell, Pretraining)]
-    assert alone == [Pretraining(source="medusa", tasks=("b",), init="random")]
+    # Under each of two heads: all tasks', plain, medusa and as it comes. End to end is asked in the main setting only.
+    assert len(new) == 2 * 4 and all(isinstance(cell, Probe) and cell.task == "b" for cell in new)
     first = [cell for cell in plan.cells() if _backbone(cell).seed == 0]
     assert set(first[-len(new) :]) == new and _backbone(plan.cells()[-1]).seed == 1
 
@@ -157,6 +165,8 @@ def test_cells_are_grouped_by_backbone_pretrainings_first() -> None:
         ("claims.held_out=[normal]", 'Did you mean "normals"'),
         ("claims.settings=[{held_out: [normal]}]", 'Did you mean "normals"'),
         ("claims.settings=[{init: randm}]", 'Did you mean "random"'),
+        ("+claims.steps.normal=2", 'Did you mean "normals"'),
+        ("+claims.steps.normals=0", "at least 1 for claims.steps.normals"),
         ("claims.sources.plain.head=plane", 'Did you mean "plain"'),
     ],
 )
