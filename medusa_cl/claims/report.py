@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NOT_COMPUTED, NOT_PART = "not computed yet", "not part of this plan"
+NO_ROOM = "no task has enough"
 UNDEFINED = "no value, as one of the numbers that it compares is 0 or not finite"
 FEW = 4  # sources that can each have a sentence
 COLUMNS: Mapping[str, str] = {"rooms_v1": "rooms-v1", "nyud": "NYUD-v2", "pascal": "PASCAL-Context"}
@@ -122,8 +124,10 @@ def _universal(view: View) -> Iterator[str]:
         f"{_between(view, ours, plain)}."
     )
     yield f"Of it the head alone, {light} against {plain}: {_between(view, light, plain)}."
-    for source in _trained(view):
-        yield f"The features alone, {Pair(source, plan.head)} against {light}: {_learnt(view, source)}."
+    for under in view.under_each_head:
+        over = Pair(plan.plain, under.head)
+        for source in _trained(view):
+            yield f"The features alone, {Pair(source, under.head)} against {over}: {_learnt(under, source)}."
     if CONTROL_HEAD in heads:
         control = Pair(plan.plain, CONTROL_HEAD)
         yield f"Attention alone, {light} against {control} of equal parameters: {_between(view, light, control)}."
@@ -276,8 +280,10 @@ QUESTIONS = (
     "Medusa's features and head over plain ones",
     "the head alone, on plain features",
     "attention alone: over a control head of equal parameters",
-    "the features alone, under the same head",
-    "share of the headroom that the features close",
+    "the features alone, under Medusa heads",
+    "the features alone, under plain heads",
+    "share of the headroom that they close, under Medusa heads",
+    "share of the headroom that they close, under plain heads",
     "all tasks together, over single-task nets",
 )
 
@@ -288,13 +294,22 @@ def _answers(results: Results) -> dict[str, str]:
         Pair(plan.plain, PLAIN_HEAD), Pair(plan.plain, plan.head), Pair(plan.medusa, plan.head)
     )  # fmt: skip
     compared = [(ours, plain), (light, plain), (light, Pair(plan.plain, CONTROL_HEAD)), (ours, light)]
+    compared.append((Pair(plan.medusa, PLAIN_HEAD), plain))
     cells = [_between(view, of, over, _with_verdict).replace(NOT_PART, UNKNOWN) for of, over in compared]
-    whole = all(room.tells_apart is not None for room in findings.headroom(view))  # a few tasks are no answer
-    closed = {share.source: sheet.share(share.pooled) for share in findings.shares(view) if whole}
+    cells += [_closed(replace(view, under=head)) for head in (plan.head, PLAIN_HEAD)]
     rows = {row.source: row.delta for row in nets.parity(view)}
     delta = rows.get(plan.medusa)
-    cells += [closed.get(plan.medusa, UNKNOWN), UNKNOWN if delta is None else _with_verdict(delta)]
+    cells.append(UNKNOWN if delta is None else _with_verdict(delta))
     return dict(zip(QUESTIONS, cells, strict=True))
+
+
+def _closed(view: View) -> str:
+    """Return the share of the headroom that Medusa's features close under the view's head."""
+    apart = [room.tells_apart for room in findings.headroom(view)]
+    if None in apart:  # a few tasks are no answer
+        return UNKNOWN
+    closed = {share.source: sheet.share(share.pooled) for share in findings.shares(view)}
+    return closed.get(view.plan.medusa, UNKNOWN) if any(apart) else NO_ROOM
 
 
 def _with_verdict(estimate: Estimate) -> str:

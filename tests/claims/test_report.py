@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from claims_results import PLAN, SETTING, SPLITS, drawn, drawn_results, results
+from claims_results import PLAN, SETTING, SPLITS, TASKS, drawn, drawn_results, results
 from medusa_cl.claims import findings, published, report, sheets
 from medusa_cl.claims.cells import Cell, Pretraining, Probe
 from medusa_cl.claims.findings import Pair
@@ -325,8 +325,27 @@ def test_the_summary_puts_experiments_side_by_side() -> None:
     text = report.summary({"rooms_v1": results(the_head_is_all), "nyud": None})
     rows = {row[0]: row[1:] for row in tables(text)[""]}
     assert rows["the head alone, on plain features"] == ["+10.0 ± 1.0 (above noise)", "not run"]
-    assert rows["the features alone, under the same head"] == ["+0.0 ± 0.0 (noise)", "not run"]
+    for head in ("Medusa", "plain"):
+        assert rows[f"the features alone, under {head} heads"] == ["+0.0 ± 0.0 (noise)", "not run"]
+        assert rows[f"share of the headroom that they close, under {head} heads"] == [report.NO_ROOM, "not run"]
     assert rows["plain features with a medusa_light head"][0] == "44.00 ± 0.40"
+
+
+def test_the_summary_says_what_features_close_under_each_head() -> None:
+    def half_under_plain_heads(cell: Cell, task: str, split: str) -> float:
+        if isinstance(cell, Pretraining) or cell.head != "plain":
+            return 40.0
+        better = 1 if TASKS[task]["higher_is_better"] else -1
+        learnt = task in cell.backbone.tasks
+        return 40.0 + better * (8.0 if learnt else 4.0 if cell.backbone.source == "medusa" else 0.0)
+
+    rows = {row[0]: row[1] for row in tables(report.summary({"rooms_v1": results(half_under_plain_heads)}))[""]}
+    assert rows["share of the headroom that they close, under plain heads"] == "+50 % ± 0 %"
+    assert rows["share of the headroom that they close, under Medusa heads"] == report.NO_ROOM
+    assert rows["the features alone, under plain heads"] == "+10.0 ± 0.0 (above noise)"
+    some = results(half_under_plain_heads, keep=lambda cell: isinstance(cell, Pretraining) or cell.task != "edges")
+    rows = {row[0]: row[1] for row in tables(report.summary({"rooms_v1": some}))[""]}
+    assert rows["share of the headroom that they close, under plain heads"] == UNKNOWN
 
 
 @pytest.fixture
