@@ -474,6 +474,33 @@ def test_the_figures_of_the_search_are_those_of_its_results() -> None:
     assert change(light, "reconstruct").above_noise is False
 
 
+def test_the_words_on_what_we_found_hold_in_the_results() -> None:
+    """What docs/found.md says in words; where results say otherwise now, the words are to be changed."""
+    found = Results.from_json((ROOT / pages.RESULTS / "claims" / "rooms_v1.json").read_text(encoding="utf-8"))
+    light, plain = findings.views(found)[0].under_each_head
+    assert (len(light.setting.seeds), len(light.tasks)) == (3, 7)
+
+    def gain(view: findings.View, of: tuple[str, str], over: tuple[str, str] = ("plain", "plain")) -> Estimate:
+        estimate = findings.contrast(view, Pair(*of), Pair(*over)).overall
+        assert estimate.whole and estimate.mean is not None
+        return estimate
+
+    head, control = gain(light, ("plain", "medusa_light")), gain(light, ("plain", "control"))
+    assert head.verdict == control.verdict == "yes" and (head.mean or 0) > 6
+    assert (control.mean or 0) / (head.mean or 1) == pytest.approx(2 / 3, abs=0.05)  # two thirds
+    assert gain(light, ("plain", "medusa_light"), ("plain", "control")).verdict == "yes"
+    other_style = findings.views(found)[1]
+    assert other_style.split == "confirm_style" and other_style.setting == light.setting
+    assert gain(plain, ("medusa", "plain")).verdict == gain(other_style, ("medusa", "plain")).verdict == "yes"
+    (closed,) = [share for share in findings.shares(plain) if share.source == "medusa"]
+    assert closed.tasks == ("normals",) and closed.pooled.mean == pytest.approx(1 / 4, abs=0.03)  # a quarter
+    assert gain(light, ("medusa", "medusa_light"), ("plain", "medusa_light")).above_noise is False
+    assert not any(room.tells_apart for room in findings.headroom(light))
+    for name in light.setting.heads:
+        _, high = gain(light, ("none", name), ("plain", name)).interval or (None, 0.0)
+        assert high > 0
+
+
 def test_a_report_needs_no_torch() -> None:
     code = (
         "import sys, pathlib; from medusa_cl.claims import report; from medusa_cl.claims.record import Results; "
