@@ -161,6 +161,7 @@ def _write(lab: Lab, plan: Plan, cfg: DictConfig) -> Results:
         "backbone": str(cfg.backbone.name),
         "base_steps": cfg.trainer.base_steps,
         "max_steps": cfg.trainer.max_steps,
+        **({"steps": dict(lab.steps)} if lab.steps else {}),
         "lr_head": cfg.trainer.lr_head,
         "lr_backbone": cfg.trainer.lr_backbone,
         "version": __version__,

@@ -102,8 +102,10 @@ def test_processes_share_the_work(data: Path) -> None:
 
 
 def test_no_time_leaves_a_table_that_says_so(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert small_run.typed(*NYUD, f"scenario.root={data}", "out=here", "claims.hours=1e-9") == 0
-    assert not json.loads(Path("here/claims.json").read_text())["cells"]
+    given = ["out=here", "claims.hours=1e-9", "+claims.steps.normals=2"]
+    assert small_run.typed(*NYUD, f"scenario.root={data}", *given) == 0
+    found = json.loads(Path("here/claims.json").read_text())
+    assert not found["cells"] and found["about"]["steps"] == {"normals": 2}
     assert "missing" in capsys.readouterr().out
 
 
