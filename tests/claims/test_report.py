@@ -496,6 +496,10 @@ def test_the_words_on_what_we_found_hold_in_the_results() -> None:
     assert closed.tasks == ("normals",) and closed.pooled.mean == pytest.approx(1 / 4, abs=0.03)  # a quarter
     assert gain(light, ("medusa", "medusa_light"), ("plain", "medusa_light")).above_noise is False
     assert not any(room.tells_apart for room in findings.headroom(light))
+    few = next(view for view in findings.views(found) if view.setting.labels == 0.1)
+    assert [room.task for room in findings.headroom(few) if room.tells_apart] == ["saliency"]
+    for under in few.under_each_head:
+        assert gain(under, ("medusa", under.head), ("plain", under.head)).above_noise is False
     for name in light.setting.heads:
         _, high = gain(light, ("none", name), ("plain", name)).interval or (None, 0.0)
         assert high > 0
