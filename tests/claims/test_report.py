@@ -492,6 +492,8 @@ def test_the_words_on_what_we_found_hold_in_the_results() -> None:
     other_style = findings.views(found)[1]
     assert other_style.split == "confirm_style" and other_style.setting == light.setting
     assert gain(plain, ("medusa", "plain")).verdict == gain(other_style, ("medusa", "plain")).verdict == "yes"
+    (low, _), (clearly, _) = (gain(view, ("medusa", "plain")).interval or (0, 0) for view in (plain, other_style))
+    assert low < 0.5 < 1 < clearly
     (closed,) = [share for share in findings.shares(plain) if share.source == "medusa"]
     assert closed.tasks == ("normals",) and closed.pooled.mean == pytest.approx(1 / 4, abs=0.03)  # a quarter
     assert gain(light, ("medusa", "medusa_light"), ("plain", "medusa_light")).above_noise is False
