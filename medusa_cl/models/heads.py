@@ -60,7 +60,7 @@ class ScaleMix(nn.Module):
         scales = _at_finest(mixed, weights)
         total = scales[0]
         for scale in scales[1:]:
-            total += scale  # in place: a new map of all channels at each scale would be half of a plain head's time
+            total += scale  # in place: new maps of all channels would be a quarter of a plain head's time
         return total
 
     def _mix_after_concatenation(self, maps: Sequence[Tensor], weights: Tensor | None) -> Tensor:
