@@ -104,6 +104,8 @@ def plan_of(cfg: DictConfig) -> Plan:
 
 
 def _check_names(plan: Plan, sources: Sequence[str], steps: Mapping[str, int]) -> None:
+    if not isinstance(steps, Mapping):
+        raise ConfigError(f"Expected claims.steps to be steps by task, such as {{semseg: 300}}, but got {steps}.")
     named = [name for setting in plan.settings for name in setting.sources]
     for name in (plan.plain, plan.medusa, *named, *plan.parity, *plan.ablations):
         if name not in (*sources, AS_IT_COMES):

@@ -166,6 +166,7 @@ def test_cells_are_grouped_by_backbone_pretrainings_first() -> None:
         ("claims.settings=[{held_out: [normal]}]", 'Did you mean "normals"'),
         ("claims.settings=[{init: randm}]", 'Did you mean "random"'),
         ("+claims.steps.normal=2", 'Did you mean "normals"'),
+        ("claims.steps=3", "steps by task"),
         ("+claims.steps.normals=0", "at least 1 for claims.steps.normals"),
         ("claims.sources.plain.head=plane", 'Did you mean "plain"'),
     ],
