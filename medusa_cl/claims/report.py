@@ -175,10 +175,8 @@ def _headroom(view: View) -> Iterator[str]:
         f"Headroom of {findings.ENOUGH_HEADROOM:g} % or more under a {view.head} head, by which a task can tell "
         f"features apart, is there for {len(apart)} of {len(known)} tasks{': ' if apart else ''}{', '.join(apart)}."
     )
-    for share in findings.shares(view) if apart else ():
-        if share.source in _trained(view):
-            closed = _said_share(share.pooled)
-            yield f"Share of it that {share.source} features close over these tasks: {closed}."
+    for share in _closing(view):
+        yield f"Share of it that {share.source} features close over these tasks: {_said_share(share.pooled)}."
 
 
 def _elsewhere(view: View) -> str:
@@ -189,7 +187,13 @@ def _elsewhere(view: View) -> str:
         return f"{view.name}, {view.head} head: {NOT_COMPUTED}."
     enough = f"headroom enough for {len(apart)} of {len(known)} tasks{': ' if apart else ''}{', '.join(apart)}"
     gains = [f"{source} against {plan.plain} features: {_learnt(view, source)}" for source in _trained(view)]
-    return "; ".join([f"{view.name}, {view.head} head: {enough}", *gains]) + "."
+    closed = [f"of that headroom {share.source} closes {_said_share(share.pooled)}" for share in _closing(view)]
+    return "; ".join([f"{view.name}, {view.head} head: {enough}", *gains, *closed]) + "."
+
+
+def _closing(view: View) -> list[findings.Share]:
+    """Return the shares of what is spoken of, of tasks with enough headroom; none where no task has it."""
+    return [share for share in findings.shares(view) if share.tasks and share.source in _trained(view)]
 
 
 def _said_share(estimate: Estimate) -> str:

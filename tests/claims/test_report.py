@@ -22,7 +22,7 @@ from medusa_cl.claims.cells import Cell, Pretraining, Probe
 from medusa_cl.claims.findings import Pair
 from medusa_cl.claims.record import Results
 from medusa_cl.claims.sheet import Sheet, interval, points, raw, share
-from medusa_cl.claims.spread import Estimate
+from medusa_cl.claims.spread import Estimate, mean_of_all
 from medusa_cl.errors import ConfigError
 from medusa_cl.results import mtl_delta
 from medusa_cl.tracking.numbers import UNKNOWN
@@ -339,7 +339,14 @@ def test_the_summary_says_what_features_close_under_each_head() -> None:
         learnt = task in cell.backbone.tasks
         return 40.0 + better * (8.0 if learnt else 4.0 if cell.backbone.source == "medusa" else 0.0)
 
-    rows = {row[0]: row[1] for row in tables(report.summary({"rooms_v1": results(half_under_plain_heads)}))[""]}
+    half = results(half_under_plain_heads)
+    said = [line for line in report.sentences(half) if "of that headroom" in line]
+    assert [line.split(": ")[0] for line in said] == [
+        "imagenet init, 100 % of the labels, confirm_style, plain head",
+        *(f"imagenet init, 10 % of the labels, {split}, plain head" for split in SPLITS),
+    ]
+    assert said[0].endswith("closes +50 % ± 0 % (3 seeds, 95 % interval +50 to +50 %).")
+    rows = {row[0]: row[1] for row in tables(report.summary({"rooms_v1": half}))[""]}
     assert rows["share of the headroom that they close, under plain heads"] == "+50 % ± 0 %"
     assert rows["share of the headroom that they close, under Medusa heads"] == report.NO_ROOM
     assert rows["the features alone, under plain heads"] == "+10.0 ± 0.0 (above noise)"
@@ -438,9 +445,9 @@ def searched(name: str) -> tuple[findings.View, findings.View]:
     return light, plain
 
 
-def change(view: findings.View, source: str) -> Estimate:
-    """Return the mean change over plain features under the head of a view."""
-    return findings.contrast(view, Pair(source, view.head), Pair(view.plan.plain, view.head)).overall
+def change(view: findings.View, source: str, over: str = "plain") -> Estimate:
+    """Return the mean change over other features under the head of a view."""
+    return findings.contrast(view, Pair(source, view.head), Pair(over, view.head)).overall
 
 
 def test_the_figures_of_the_search_are_those_of_its_results() -> None:
@@ -472,6 +479,43 @@ def test_the_figures_of_the_search_are_those_of_its_results() -> None:
     for medusa in (change(view, "medusa") for view in (light, plain)):
         assert medusa.above_noise is False
     assert change(light, "reconstruct").above_noise is False
+
+
+def confirmed() -> list[findings.View]:
+    """Return what the confirmation of the search found, in each setting and on each split under each head."""
+    text = (ROOT / pages.RESULTS / "claims" / "rooms_universal.json").read_text(encoding="utf-8")
+    return [under for view in findings.views(Results.from_json(text)) for under in view.under_each_head]
+
+
+def test_the_figures_of_the_confirmation_are_those_of_its_results() -> None:
+    page = (ROOT / "docs/universal.md").read_text(encoding="utf-8")
+    compared = [("medusa", "plain"), ("reconstruct", "plain"), ("reconstruct", "medusa"), ("reconstruct", "none")]
+    views, rows, ahead = confirmed(), [], dict.fromkeys(compared, 0)
+    for view in views:
+        assert view.setting.seeds == (0, 1, 2, 3, 4)
+        room = mean_of_all(room.to_oracle.mean for room in findings.headroom(view))
+        changes = [change(view, *pair) for pair in compared]
+        assert all(estimate.whole for estimate in changes)
+        written = [f"{estimate.mean:+.1f} ({interval(estimate)})" for estimate in changes]
+        labels = f"{100 * view.setting.labels:g} %"
+        rows.append(" | ".join([f"| {view.split}", labels, view.head, f"{room:+.1f}", *written]) + " |\n")
+        for pair, estimate in zip(compared, changes, strict=True):
+            ahead[pair] += bool(estimate.above_noise)
+        if view.setting.labels == 1:
+            assert room < 2 and room < min(estimate.mean or 0 for estimate in changes[:2])
+            assert changes[1].above_noise
+    assert "".join(rows) in page and len(rows) == 8
+    assert list(ahead.values()) == [4, 6, 1, 5]
+    assert min(change(view, "reconstruct").mean or 0 for view in views) > 1
+    main = {view.head: change(view, "reconstruct").mean for view in views[:2]}
+    said = f"{main['plain']:+.1f} % (plain head) and {main['medusa_light']:+.1f} % (Medusa head)"
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
+    (told,) = [view for view in views if any(room.tells_apart for room in findings.headroom(view))]
+    assert (told.split, told.setting.labels, told.head) == ("confirm_style", 0.1, "plain")
+    closed = {one.source: one.pooled for one in findings.shares(told)}
+    words = " ".join(page.split())
+    for name in ("reconstruct", "medusa"):
+        assert f"{share(Estimate({0: closed[name].mean or 0}))} ({sheets._share_interval(closed[name])})" in words
 
 
 def test_the_words_on_what_we_found_hold_in_the_results() -> None:
