@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from claims_results import PLAN, SETTING, SPLITS, TASKS, drawn, drawn_results, results
-from medusa_cl.claims import findings, published, report, sheets
+from medusa_cl.claims import findings, nets, published, report, sheets
 from medusa_cl.claims.cells import Cell, Pretraining, Probe
 from medusa_cl.claims.findings import Pair
 from medusa_cl.claims.record import Results
@@ -549,6 +549,42 @@ def test_the_words_on_what_we_found_hold_in_the_results() -> None:
     for name in light.setting.heads:
         _, high = gain(light, ("none", name), ("plain", name)).interval or (None, 0.0)
         assert high > 0
+    two_tasks, plain_too = findings.views(found, block=True)[0].under_each_head
+    assert gain(two_tasks, ("plain", "medusa_light")).mean == pytest.approx(head.mean, abs=0.5)
+    assert (gain(two_tasks, ("plain", "control")).mean or 0) / (head.mean or 1) > 0.85
+    assert gain(two_tasks, ("plain", "medusa_light"), ("plain", "control")).above_noise is False
+    assert 0 < (gain(plain_too, ("medusa", "plain")).mean or 0) < 1
+
+
+def test_the_words_on_nets_and_their_parts_hold_in_the_results() -> None:
+    found = Results.from_json((ROOT / pages.RESULTS / "claims" / "rooms_v1.json").read_text(encoding="utf-8"))
+    view = findings.views(found)[0]
+    nets_of = {row.source: row for row in nets.parity(view)}
+    ours, plain, mtinet = (nets_of[name] for name in ("medusa", "plain", "mtinet"))
+    assert len(ours.values) == 7 and (ours.delta.mean or 0) > 0 and ours.delta.above_noise is False
+    for other, by in ((plain, 10), (mtinet, 3)):
+        ahead = nets.mean_change(view, ours.values, other.values)
+        assert ahead.whole and ahead.verdict == "yes" and (ahead.mean or 0) > by
+    assert (ours.parameters or 0) / (mtinet.parameters or 1) == pytest.approx(0.5, abs=0.01)
+    assert (ours.gflops or 1) / (mtinet.gflops or 1) < 1 / 3
+    assert (ours.parameters or 0) < (plain.parameters or 0) and (ours.gflops or 0) > (plain.gflops or 1)
+    parts = {row.source: row for row in nets.ablations(view)}
+    assert {*parts} == {
+        "medusa",
+        "medusa_gated",
+        "sfa_none",
+        "msa_none",
+        "scale_softmax",
+        "unsupervised_scales",
+        "ungated",
+    }
+    assert all(-0.05 < (row.new.mean or 0) < 1.05 for row in parts.values())
+    changed = {name: round(row.base.mean or 0) for name, row in parts.items()}
+    assert changed["ungated"] == changed["scale_softmax"] == -3 and changed["unsupervised_scales"] == 4
+    by_one = nets.taught(view)
+    better = {of: [task for task, (_, change) in to.items() if (change or 0) > 1] for of, to in by_one.items()}
+    assert better.pop("semseg") == ["depth", "keypoints2d", "saliency"] and better.pop("edges") == ["semseg"]
+    assert not any(better.values())
 
 
 def test_a_report_needs_no_torch() -> None:
