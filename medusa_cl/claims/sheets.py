@@ -319,7 +319,7 @@ def missing(results: Results) -> Sheet:
     parts = [part for part in findings.progress(results) if part.planned]
     rows = [[SECTIONS[part.section], f"{part.there} of {part.planned}", _few(part.missing, 1)] for part in parts]
     about = "A cell counts where it is first needed."
-    return Sheet("What is missing", ["part", "cells", "missing"], rows, words=1, about=about)
+    return Sheet("What is computed", ["part", "cells", "missing"], rows, words=1, about=about)
 
 
 def missing_notes(results: Results, sections: Sequence[str]) -> list[str]:

@@ -129,7 +129,7 @@ def test_every_part_has_a_table() -> None:
         f"Ablations: block split, {main}",
         f"Features of one task: {main}",
     ]
-    assert titles[-2:] == ["What is missing", "How it was run"]
+    assert titles[-2:] == ["What is computed", "How it was run"]
 
 
 def test_settings_that_are_not_begun_are_named_once_and_have_no_tables() -> None:
@@ -211,7 +211,7 @@ def test_an_empty_result_says_what_is_missing() -> None:
     assert {
         row[-1] for row in page["Which differences exceed noise: imagenet init, 100 % of the labels, confirm"][1:]
     } == {"not computed"}
-    assert [row[1] for row in page["What is missing"][1:]] == [
+    assert [row[1] for row in page["What is computed"][1:]] == [
         f"0 of {part.planned}" for part in findings.progress(empty)
     ]
     assert f"{UNKNOWN} not computed yet: " in text
