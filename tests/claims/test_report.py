@@ -506,6 +506,8 @@ def test_the_figures_of_the_confirmation_are_those_of_its_results() -> None:
             assert changes[1].above_noise
     assert "".join(rows) in page and len(rows) == 8
     assert list(ahead.values()) == [4, 6, 1, 5]
+    few = [view for view in views if view.setting.labels == 0.1 and change(view, "medusa").above_noise]
+    assert [(view.split, view.head) for view in few] == [("confirm", "medusa_light")]
     assert min(change(view, "reconstruct").mean or 0 for view in views) > 1
     main = {view.head: change(view, "reconstruct").mean for view in views[:2]}
     said = f"{main['plain']:+.1f} % (plain head) and {main['medusa_light']:+.1f} % (Medusa head)"
